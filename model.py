@@ -54,6 +54,12 @@ class DeepCNN(nn.Sequential):
         super().__init__(*levels)
         self.V = V
 
+    def __getitem__(self, index):
+        """A level, or with net[:k] the network as it was after k stages."""
+        if isinstance(index, slice):
+            return DeepCNN(self.V, *list(self)[index])
+        return super().__getitem__(index)
+
     def embed(self, tokens):
         """Embeddings of the level that the network reaches (not the classifier, see forward).
 
@@ -70,7 +76,9 @@ class DeepCNN(nn.Sequential):
                              f"to {tokens.max()}")
         # Patches repeat, and equal ones have equal embeddings.  So each is computed once:
         # `table` holds the distinct embeddings, `ids` says which one stands where.
-        ids, table = tokens.long(), torch.eye(self.V, device=tokens.device)
+        dtype = self[0].W.dtype if len(self) else None
+        table = torch.eye(self.V, dtype=dtype, device=tokens.device)
+        ids = tokens.long()
         for level in self:
             n, width = ids.shape
             s = level.omega.shape[1] // self.V

@@ -79,11 +79,6 @@ class RHM:
         rng: a numpy Generator.  ValueError when no such grammar exists.
         """
         _check_sizes(V, m, s, L)
-        if uniform_first_token and m > V ** (s - 1):
-            raise ValueError(
-                f"m <= V^(s-1) is needed for a uniform first token (Appendix B), "
-                f"got m = {m} > {V}^{s - 1} = {V ** (s - 1)}"
-            )
         rules = np.empty((L, V, m, s), dtype=np.int32)
         powers = V ** np.arange(s - 1, -1, -1)  # patches are numbered in base V
         for l in range(L):
@@ -288,7 +283,7 @@ def _check_sizes(V, m, s, L):
         raise ValueError(f"V^s < 2^63 is needed, got V = {V}, s = {s}")
     if V * m > int(V) ** int(s) or V * m >= 2**31:
         raise ValueError(
-            f"V m <= V^s (non-ambiguity) and V m < 2^31 are needed, "
+            f"V m <= V^s, that is m <= V^(s-1), and V m < 2^31 are needed, "
             f"got V m = {V} * {m} = {V * m} and V^s = {V}^{s} = {V**s}"
         )
 

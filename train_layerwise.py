@@ -51,7 +51,7 @@ class Config:
                 raise ValueError(
                     f"{name} must be an integer >= {least}, got {getattr(self, name)}"
                 )
-        if torch.device(self.device).type not in ("cpu", "cuda"):
+        if str(self.device).split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device}")
         try:
             torch.zeros(1, device=self.device)
@@ -153,13 +153,14 @@ def train_level(h, counts, omega, lambda_W, eta, T):
     h (U, s V): distinct patches; counts (U, V): how often each came with each label;
     omega (M, s V).  Returns the Level, the losses and the minimum of gradient_descent.
     """
-    V, N = counts.shape[1], counts.sum()
+    V, counts = counts.shape[1], counts.to(h.dtype)
+    N = counts.sum()
     level = Level(omega, omega.new_zeros(V, 2 * len(omega)))
     covariance, correlation = 0, 0
     for rows, n in zip(h.split(CHUNK), counts.split(CHUNK)):
         x = level.patch_embedding(rows)  # (u, 2M)
         covariance += x.T @ (n.sum(1, keepdim=True) / N * x)  # E^[x x^T]
-        correlation += (n / N).to(x.dtype).T @ x  # E^[e_zeta x^T]
+        correlation += (n / N).T @ x  # E^[e_zeta x^T]
     W, losses, minimum = gradient_descent(covariance, correlation, lambda_W, eta, T)
     level.W.copy_(W)
     return level, losses, minimum
@@ -358,6 +359,7 @@ def check_figure(path):
 def main(argv=None):
     """The command line."""
     parser = argparse.ArgumentParser(
+        prog="train_layerwise.py",
         description="Train a deep CNN layer by layer on a random hierarchy model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
