@@ -464,7 +464,7 @@ def test_diagnose_measures_distances_to_the_exact_posterior():
     found = diagnose(Oracle(), rhm, 1, np.random.default_rng(0), n=4000)
     assert set(np.unique(found["errors"].round(6))) == {0, 1.414214}
     assert 0.7 < found["nearest"] < 0.8 and (found["spread"], found["between"]) == (0, 0)
-    blocks = found["distances"].reshape(4, 2, 4, 2)  # symbol, synonym, symbol, synonym
+    blocks = found["matrix"].reshape(4, 2, 4, 2)  # symbol, synonym, symbol, synonym
     assert (blocks[[0, 1, 2], :, [0, 1, 2]] == 0).all() and (blocks[0, :, 3] == 0).all()
     assert blocks[1, :, 2] == pytest.approx(2**0.5)
     share = accuracy(Oracle(), rhm, 4000, np.random.default_rng(0))

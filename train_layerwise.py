@@ -7,10 +7,10 @@ draws figures/layerwise.png.  The learner is `train` and what stands above it.
 
 import argparse
 import math
-import sys
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -21,6 +21,7 @@ from rhm import RHM, signal_bound, typical_signal
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
 
 SAMPLES_AT_A_TIME = 2**19
 
@@ -47,10 +48,9 @@ class Config:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name, least in (("M", 1), ("seed", 0)):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} must be an integer >= {least}, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value}")
         if str(self.device).split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device}")
         try:
@@ -190,9 +190,7 @@ def train(rhm, config, report=None, sigmas=None):
             sigma = choose_sigma(h, counts, config.bandwidth, feature_rng)
         omega = feature_rng.standard_normal((config.M, rhm.s * rhm.V)) / sigma  # Eq. (6)
         omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
-        level, losses, minimum = train_level(
-            h.flatten(1), counts, omega, lambda_W, eta, T
-        )
+        level, losses, minimum = train_level(h.flatten(1), counts, omega, lambda_W, eta, T)
         net.append(level)
         seconds = time.perf_counter() - start
         stages.append(Stage(l, N, len(leaves), sigma, losses, minimum, seconds))
@@ -201,7 +199,7 @@ def train(rhm, config, report=None, sigmas=None):
     return net, stages
 
 
-# ---- From here on: measurements, which look at the grammar, after the fact.
+# ---- Measurements: they look at the grammar, after the fact --------------------------
 
 
 def predict(net, tokens):
@@ -217,60 +215,50 @@ def accuracy(net, rhm, n, rng):
     return float((predict(net, tokens).argmax(1) == labels).mean())
 
 
+def distances(a, b):
+    """Euclidean distances between the rows of two arrays; not in the paper."""
+    mode = "donot_use_mm_for_euclid_dist"  # which is exact for equal rows, too
+    return torch.cdist(*map(torch.from_numpy, (a, b)), compute_mode=mode).numpy()
+
+
 def diagnose(net, rhm, level, rng, n=10_000):
     """Compare a network that reaches down from `level` with Eq. (4), on n fresh patches.
 
-    Returns a dict: errors (n,), the eps_* of Lemma 17, ||output - q_mu||; spread, the median
-    distance of an output from its symbol's mean; between, the smallest distance between the
-    means of two symbols; nearest, the share of outputs whose nearest q is their own; and
-    distances, between the outputs of one instance of each patch, sorted by symbol.
+    Returns a dict: errors (n,), the ||output - q_mu|| that Lemma 17 bounds by eps_*; spread,
+    the median distance of an output from its symbol's mean; between, the smallest distance
+    between the means of two symbols; nearest, the share of outputs whose nearest q is their
+    own; and matrix, the distances between outputs of each patch, sorted by symbol.
     """
     tree = rhm.sample_tree(n, rng, level)
     outputs = predict(net, tree[-1])  # (n, V)
-    symbols = tree[level - 1][:, 0]
-    q = rhm.label_posterior(level)
-    seen = np.unique(symbols)
-    to_q = cdist(outputs, q[seen])
-    means = np.array([outputs[symbols == nu].mean(0) for nu in seen])
-    to_means = cdist(outputs, means)
-    own = np.arange(n), np.searchsorted(seen, symbols)
-    gaps = cdist(means, means)[~np.eye(len(seen), dtype=bool)]
-    first_patch = tree[level].reshape(n, -1)[:, : rhm.s]
-    _, instance = np.unique(
-        np.column_stack([symbols, first_patch]), axis=0, return_index=True
-    )
+    seen, symbol = np.unique(tree[level - 1], return_inverse=True)
+    symbol = symbol.ravel()  # what each patch stands for, as a row of seen
+    to_q = distances(outputs, rhm.label_posterior(level)[seen])
+    means = np.array([outputs[symbol == i].mean(0) for i in range(len(seen))])
+    gaps = distances(means, means)[~np.eye(len(seen), dtype=bool)]
+    patches = np.column_stack([symbol, tree[level]])
+    one_each = outputs[np.unique(patches, axis=0, return_index=True)[1]]
     return dict(
-        errors=to_q[own],
-        spread=np.median(to_means[own]),
-        between=gaps.min() if len(gaps) else math.inf,
-        nearest=(to_q.argmin(1) == own[1]).mean(),
-        distances=cdist(outputs[instance], outputs[instance]),
+        errors=to_q[np.arange(n), symbol],
+        spread=np.median(np.linalg.norm(outputs - means[symbol], axis=1)),
+        between=gaps.min(initial=math.inf),
+        nearest=(to_q.argmin(1) == symbol).mean(),
+        matrix=distances(one_each, one_each),
     )
-
-
-def cdist(a, b):
-    """Euclidean distances between the rows of two arrays."""
-    mode = "donot_use_mm_for_euclid_dist"  # exact also where the distance is 0
-    return torch.cdist(*map(torch.from_numpy, (a, b)), compute_mode=mode).numpy()
 
 
 def run(rhm, config, figure=None):
     """Train on a grammar, print a row per level as it finishes, draw; not in the paper.
 
-    Returns (net, stages, diagnoses).  figure: a path for the picture, or None.
+    figure: a path for the picture, or None.  Returns (net, stages, diagnoses).
     """
-    start = time.perf_counter()
-    print(
-        f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, sentences of {rhm.d} tokens, "
-        f"seed {config.seed}; kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}"
-    )
+    start, diagnoses = time.perf_counter(), []
+    print(f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, sentences of {rhm.d} tokens, seed "
+          f"{config.seed}; kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")  # fmt: skip
     for line in rhm.assumption_6_failures():
         print(line)
-    print(
-        "level   samples     rows  steps   sigma      loss   minimum     rho  eps max  median"
-        "  spread  between  nearest  seconds"
-    )
-    diagnoses = []
+    print("level   samples     rows  steps   sigma    loss  minimum     rho  eps max  median"
+          "  spread  between  nearest  seconds")  # fmt: skip
 
     def report(net, stage):
         rng = np.random.default_rng([config.seed, 3, stage.level])
@@ -278,7 +266,7 @@ def run(rhm, config, figure=None):
         diagnoses.append(found)
         print(
             f"{stage.level:5} {stage.N:9} {stage.rows:8} {len(stage.losses) - 1:6} "
-            f"{stage.sigma:7.4f} {stage.losses[-1]:9.6f} {stage.minimum:9.6f} "
+            f"{stage.sigma:7.4f} {stage.losses[-1]:7.4f} {stage.minimum:8.4f} "
             f"{rhm.signal(stage.level):7.4f} {found['errors'].max():8.4f} "
             f"{np.median(found['errors']):7.4f} {found['spread']:7.4f} "
             f"{found['between']:8.4f} {100 * found['nearest']:7.2f}% {stage.seconds:8.2f}",
@@ -286,50 +274,41 @@ def run(rhm, config, figure=None):
         )
 
     net, stages = train(rhm, config, report)
-    test_rng = np.random.default_rng([config.seed, 4])
-    share, n = accuracy(net, rhm, 10_000, test_rng), 10_000
+    share = accuracy(net, rhm, 10_000, np.random.default_rng([config.seed, 4]))
     if figure:
         plot_layers(rhm, stages, diagnoses, figure)
-    print(
-        f"{100 * share:.2f}% of {n} fresh sentences right (chance {100 / rhm.V:.2f}%), "
-        f"{sum(stage.N for stage in stages)} training sentences, "
-        f"{time.perf_counter() - start:.1f} s" + (f", {figure}" if figure else "")
-    )
+    print(f"{100 * share:.2f}% of 10000 fresh sentences right (chance {100 / rhm.V:.2f}%), "
+          f"{sum(stage.N for stage in stages)} training sentences, "
+          f"{time.perf_counter() - start:.1f} s" + f", {figure}" * bool(figure))  # fmt: skip
     return net, stages, diagnoses
 
 
 def plot_layers(rhm, stages, diagnoses, path):
-    """The picture of a run: synonyms collapse, losses, signal against error by level."""
+    """The picture of a run: synonyms collapse; losses; signal and error by level."""
     levels = [stage.level for stage in stages]
     figure = plt.figure(figsize=(11, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
     axes = top.subplots(1, rhm.L, squeeze=False)[0]
     for ax, level, found in zip(axes, levels, diagnoses):
-        distances = found["distances"] / max(found["distances"].max(), 1e-12)
-        image = ax.imshow(distances, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+        matrix = found["matrix"] / max(found["matrix"].max(), 1e-12)
+        image = ax.imshow(matrix, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         ax.set(title=f"level {level}", xticks=[], yticks=[])
     axes[0].set_ylabel(f"{rhm.V} symbols x {rhm.m} synonyms")
-    bar = top.colorbar(image, ax=axes, shrink=0.7)
-    bar.set_label("distance of outputs / largest")
+    top.colorbar(image, ax=axes, shrink=0.7, label="distance of outputs / largest")
 
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, rhm.L))
     left, right = bottom.subplots(1, 2)
-    for stage, color in zip(stages, colors):
-        left.plot(
-            np.arange(len(stage.losses)) + 1, stage.losses, color=color,
-            label=f"level {stage.level}",
-        )
+    for stage, color in zip(stages, plt.get_cmap("viridis")(np.linspace(0, 0.9, rhm.L))):
+        steps = np.arange(1, len(stage.losses) + 1)
+        left.plot(steps, stage.losses, color=color, label=f"level {stage.level}")
         left.axhline(stage.minimum, color=color, linestyle=":")
     left.set(xscale="log", xlabel="gradient step + 1", ylabel="loss, Eq. (3)")
     left.set_title("training loss; dotted: closed-form minimum")
     left.legend()
-
-    errors = np.array([found["errors"] for found in diagnoses])
     for label, style, values in (
         ("signal rho", "C0o-", [rhm.signal(l) for l in levels]),
         ("typical distance", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
-        ("largest error eps_*", "C1s-", errors.max(1)),
-        ("median error", "C1s--", np.median(errors, 1)),
+        ("largest error eps_*", "C1s-", [found["errors"].max() for found in diagnoses]),
+        ("median error", "C1s--", [np.median(found["errors"]) for found in diagnoses]),
         ("Proposition 19's bound", "k-.", [signal_bound(rhm.m, l) for l in levels]),
     ):
         drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
@@ -340,6 +319,108 @@ def plot_layers(rhm, stages, diagnoses, path):
     right.legend(fontsize="small")
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+# ---- Theorem 7, measured: python train_layerwise.py --sweep ---------------------------
+
+SWEEP = [(16, m, 2) for m in (2, 3, 4, 6, 8)] + [(16, m, 3) for m in (2, 3, 4, 6, 8)]
+SWEEP += [(16, m, 4) for m in (2, 3, 4, 6)] + [(16, 4, 1), (16, 4, 5), (8, 4, 3), (32, 4, 3)]
+SHALLOW = [(16, 4, 3), (16, 4, 4)]
+
+
+def sample_complexity(V, m, L, grammars=10, shallow=False):
+    """Test accuracy against the number N of training samples of all levels (Theorem 7).
+
+    C = 1/4, 1/2, 1, ... until the mean accuracy is above 99.5%.  Yields N, the accuracies on
+    the first seeds with K_rho > 0, and those on the seeds passed over for K_rho = 0, one a
+    grammar.  M = 4 V m.  shallow: the same N samples for a network of a single level that
+    sees the whole sentence as one patch; M, sigma and ridge are what served it best.
+    """
+    rhms, good = [], 0
+    while good < grammars:
+        rhms.append(RHM.random(V, m, 2, L, np.random.default_rng(len(rhms))))
+        good += rhms[-1].K_rho > 0
+    for C in 2.0 ** np.arange(-2, 6):
+        N = sum(math.ceil(C * V * m * m**l) for l in range(1, L + 1))
+        shares = {True: [], False: []}
+        for seed, rhm in enumerate(rhms):
+            if shallow:
+                flat = SimpleNamespace(V=V, m=m, s=rhm.d, L=1, sample=rhm.sample)
+                config = Config(C=N / (V * m * m), M=2048, ridge=0.003, seed=seed)
+                net, _ = train(flat, config, sigmas={1: 2.0 if L < 4 else 4.0})
+            else:
+                net, _ = train(rhm, Config(C=C, M=4 * V * m, seed=seed))
+            test_rng = np.random.default_rng([seed, 4])
+            shares[rhm.K_rho > 0].append(accuracy(net, rhm, 2000, test_rng))
+        yield N, shares[True], shares[False]
+        if np.mean(shares[True]) > 0.995 or shallow and C >= 8:
+            return
+
+
+def sweep(figure, deep=SWEEP, shallow=SHALLOW, grammars=10):
+    """Run the experiment, print its tables, redraw the picture after every curve.
+
+    N* is where a grammar's curve, interpolated in log N, reaches 90%.  Returns the curves,
+    tuples (V, m, L, is it shallow, N (points,), accuracies (points, grammars)).
+    """
+    start, curves, needed = time.perf_counter(), [], {}
+    print("   V   m   L  network        N  accuracy   sd  of K_rho = 0   seconds")
+    for V, m, L, is_shallow in [(*x, False) for x in deep] + [(*x, True) for x in shallow]:
+        Ns, rows = [], []
+        for N, shares, degenerate in sample_complexity(
+            V, m, L, 3 if is_shallow else grammars, is_shallow
+        ):
+            Ns.append(N)
+            rows.append(shares)
+            apart = f"{100 * np.mean(degenerate):6.2f}% ({len(degenerate)})" if degenerate else ""
+            print(
+                f"{V:4} {m:3} {L:3}  {'shallow' if is_shallow else 'deep':7} {N:8} "
+                f"{100 * np.mean(shares):8.2f}% {100 * np.std(shares):4.1f}  {apart:12} "
+                f"{time.perf_counter() - start:9.0f}", flush=True,
+            )  # fmt: skip
+        curves.append((V, m, L, is_shallow, np.array(Ns), np.array(rows)))
+        plot_sample_complexity(curves, figure)
+        if not is_shallow:
+            rising = np.maximum.accumulate(curves[-1][-1]).T
+            logs = [np.interp(0.9, a, np.log(Ns), np.nan, np.nan) for a in rising]
+            needed.setdefault((V, L), []).extend((math.log(m), x) for x in logs)
+            print(f"     N* = {math.exp(np.mean(logs)):.0f} (x/: {math.exp(np.std(logs)):.2f})"
+                  f" = {math.exp(np.mean(logs)) / (V * m**L):.2f} V m^L")  # fmt: skip
+    print("\n   V   L   N* grows as m to the power   heuristic   Theorem 7 at most")
+    for (V, L), points in needed.items():
+        x, y = np.array(points).T
+        if np.ptp(x) > 0:
+            (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
+            print(f"{V:4} {L:3} {slope:17.2f} +- {covariance[0, 0] ** 0.5:.2f} {L:11} {L + 3:18}")
+    return curves
+
+
+def plot_sample_complexity(curves, path):
+    """Accuracy against N, raw and divided by V m^L; bands: +- 1 sd over grammars."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained", sharey=True)
+    color = {L: plt.get_cmap("viridis")((L - 1) / 4.6) for L in range(1, 6)}
+    marker = {2: "o", 3: "s", 4: "^", 6: "D", 8: "v"}
+    for V, m, L, is_shallow, Ns, shares in curves:
+        style = "--" if is_shallow else "-" if V == 16 else "-."
+        mean, sd = 100 * shares.mean(1), 100 * shares.std(1)
+        for ax, x in zip(axes, (Ns, Ns / (V * m**L))):
+            if not is_shallow or ax is axes[0]:
+                ax.plot(x, mean, style, marker=marker[m], color=color[L], ms=4, lw=1)
+                ax.fill_between(x, mean - sd, mean + sd, color=color[L], alpha=0.15, lw=0)
+    for ax, label in zip(axes, ("N = training samples of all levels", "N / (V m^L)")):
+        ax.axhline(100 / 16, color="grey", linestyle=":")
+        ax.set(xscale="log", xlabel=label)
+    axes[0].set_ylabel("test accuracy in %")
+    lines = {"V = 16": "-", "V = 8, 32": "-.", "one level": "--", "chance": ":"}
+    keys = [Line2D([], [], color=color[L], label=f"L = {L}") for L in color]
+    keys += [Line2D([], [], c="grey", ls="", marker=marker[m], label=f"m = {m}") for m in marker]
+    keys += [Line2D([], [], c="grey", ls=lines[label], label=label) for label in lines]
+    figure.legend(handles=keys, loc="outside right center")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+# ---- The command line -------------------------------------------------------------------
 
 
 def check_figure(path):
@@ -357,31 +438,34 @@ def check_figure(path):
 
 
 def main(argv=None):
-    """The command line."""
+    """Read the options, refuse bad ones in one line (exit code 2), draw the grammar, run."""
     parser = argparse.ArgumentParser(
         prog="train_layerwise.py",
         description="Train a deep CNN layer by layer on a random hierarchy model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    default = Config()
     for name, text in dict(
         V="symbols of every level", m="rules per symbol", s="tokens per patch",
-        L="levels; sentences have s^L tokens", C="samples per stage: C V m m^level",
+        L="levels; sentences have s^L tokens", C="samples: C V m m^l for level l",
         M="random frequencies per level", seed="of grammar, data and features",
         device="cpu or cuda",
-    ).items():
-        value = getattr(default, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=text)
-    parser.add_argument("--figure", default="figures/layerwise.png", help="picture to write")
+    ).items():  # fmt: skip
+        default = getattr(Config, name)
+        text += f" (default {default})"
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    parser.add_argument("--sweep", action="store_true", help="measure the sample complexity "
+                        "instead, over sizes and grammars of its own")  # fmt: skip
+    parser.add_argument("--figure", help="picture to write (default figures/layerwise.png, "
+                        "with --sweep figures/sample_complexity.png)")  # fmt: skip
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: error: {text}\n")
     options = vars(parser.parse_args(argv))
-    figure = options.pop("figure")
+    sweeping, figure = options.pop("sweep"), options.pop("figure")
+    figure = figure or f"figures/{'sample_complexity' if sweeping else 'layerwise'}.png"
     try:
         config = Config(**options)
         rng = np.random.default_rng(config.seed)
         rhm = RHM.random(config.V, config.m, config.s, config.L, rng)
         check_figure(figure)
-        run(rhm, config, figure)
+        sweep(figure) if sweeping else run(rhm, config, figure)
     except (ValueError, MemoryError) as error:
         parser.error(str(error))
 
