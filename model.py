@@ -1,10 +1,11 @@
 """The deep convolutional network that learns the grammar (Section 2.2 of the paper).
 
-Every level has one matrix W for all its patches: a convolution with kernel = stride = s.
-Token embeddings live in R^V; a patch embedding concatenates s of them and lifts them with
-M random frequencies omega (a cosine and a sine each) to R^(2M).
+Every level has one matrix W for all its patches: a convolution with kernel = stride =
+s. Token embeddings live in R^V; a patch embedding concatenates s of them and lifts them
+with M random frequencies omega (a cosine and a sine each) to R^(2M).
 
-    (n, s^L) tokens -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> (n, V) label scores
+    (n, s^L) tokens -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> (n, V) label
+    scores
 """
 
 import torch
@@ -45,9 +46,10 @@ class Level(nn.Module):
 
 
 class DeepCNN(nn.Sequential):
-    """The network of Section 2.2, bottom level first; append a `Level` to make it deeper.
+    """The network of Section 2.2, bottom level first; appending a Level deepens it.
 
-    V: the vocabulary size.  With no level yet it is the one-hot embedding of the tokens.
+    V: the vocabulary size.  With no level yet it is the one-hot embedding of the
+    tokens.
     """
 
     def __init__(self, V, *levels):
@@ -61,7 +63,7 @@ class DeepCNN(nn.Sequential):
         return super().__getitem__(index)
 
     def embed(self, tokens):
-        """Embeddings of the level that the network reaches (not the classifier, see forward).
+        """Embeddings of the tokens of the level that the network reaches (Section 2.2).
 
         tokens: integers (n, width) -> (n, width / s^k, V) after k levels.
         ValueError for tokens outside the vocabulary or a width that s does not divide.
@@ -72,10 +74,13 @@ class DeepCNN(nn.Sequential):
                 f"{tuple(tokens.shape)}"
             )
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.V:
-            raise ValueError(f"tokens must lie in 0..{self.V - 1}, got {tokens.min()} "
-                             f"to {tokens.max()}")
-        # Patches repeat, and equal ones have equal embeddings.  So each is computed once:
-        # `table` holds the distinct embeddings, `ids` says which one stands where.
+            raise ValueError(
+                f"tokens must lie in 0..{self.V - 1}, got {tokens.min()} "
+                f"to {tokens.max()}"
+            )
+        # Patches repeat, and equal ones have equal embeddings.  So each is computed
+        # once: `table` holds the distinct embeddings, `ids` says which one stands
+        # where.
         dtype = self[0].W.dtype if len(self) else None
         table = torch.eye(self.V, dtype=dtype, device=tokens.device)
         ids = tokens.long()
@@ -83,7 +88,9 @@ class DeepCNN(nn.Sequential):
             n, width = ids.shape
             s = level.omega.shape[1] // self.V
             if width % s:
-                raise ValueError(f"patches of s = {s} tokens do not divide width {width}")
+                raise ValueError(
+                    f"patches of s = {s} tokens do not divide width {width}"
+                )
             patches, ids = distinct_rows(ids.reshape(-1, s), len(table))
             ids = ids.reshape(n, width // s)
             table = torch.cat(  # (distinct patches, V)
@@ -92,7 +99,7 @@ class DeepCNN(nn.Sequential):
         return table[ids]
 
     def forward(self, tokens):
-        """Scores of the V labels, (n, V), once one token is left; until then as embed."""
+        """Label scores (n, V) once one token is left, else as embed (Section 2.2)."""
         h = self.embed(tokens)
         return h[:, 0] if h.shape[1] == 1 else h
 
@@ -100,7 +107,8 @@ class DeepCNN(nn.Sequential):
 def distinct_rows(ids, base):
     """The distinct rows of an integer array (n, width) with entries in range(base).
 
-    Not in the paper.  Returns them as (U, width), and for each row of ids its number (n,).
+    Not in the paper.  Returns them as (U, width), and for each row of ids its number
+    (n,).
     """
     code = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     codes = 1  # code, the row so far as a number in base `base`, is below this

@@ -9,8 +9,9 @@
     and the V m patches that occur are the paper's P_l.  The rules R_l that rewrite a
     level-l symbol nu into a level-(l+1) patch are rules[l, nu], an (m, s) array.
 
-Two patches are synonyms when the same symbol generates both.  This file needs NumPy only;
-`python rhm.py` prints a small grammar, one derivation and its signal at every level.
+Two patches are synonyms when the same symbol generates both.  This file needs NumPy
+only; `python rhm.py` prints a small grammar, one derivation and its signal at every
+level.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ import numpy as np
 class RHM:
     """A (V, m)-uniform, non-ambiguous grammar (Definitions 3 and 4).
 
-    rules: integers (L, V, m, s); kept as a read-only int32 copy.  ValueError, naming the
-    condition and the place, when Definition 4 is violated.
+    rules: integers (L, V, m, s); kept as a read-only int32 copy.  ValueError, naming
+    the condition and the place, when Definition 4 is violated.
     """
 
     rules: np.ndarray
@@ -70,13 +71,13 @@ class RHM:
 
     @classmethod
     def random(cls, V, m, s, L, rng, uniform_first_token=True):
-        """Draw a grammar with Appendix B's sampler, or with that of Cagnetta et al. (2024).
+        """Draw a grammar: Appendix B's sampler, or that of Cagnetta et al. (2024).
 
-        Appendix B: every symbol is the first token of exactly m patches, so that the first
-        token is uniform at every level and kappa = 1.  uniform_first_token=False: any V m
-        of the V^s patches, as in Cagnetta et al.  Either way the patches are then dealt at
-        random to the V symbols of the level above, m each.
-        rng: a numpy Generator.  ValueError when no such grammar exists.
+        Appendix B: every symbol is the first token of exactly m patches, so that the
+        first token is uniform at every level and kappa = 1.  uniform_first_token=False:
+        any V m of the V^s patches, as in Cagnetta et al.  Either way the patches are
+        then dealt at random to the V symbols of the level above, m each. rng: a numpy
+        Generator.  ValueError when no such grammar exists.
         """
         _check_sizes(V, m, s, L)
         rules = np.empty((L, V, m, s), dtype=np.int32)
@@ -92,13 +93,14 @@ class RHM:
         return cls(rules)
 
     def sample_tree(self, n, rng, level=1):
-        """Draw n derivations and return their symbols at all levels, latent ones included.
+        """Draw n derivations; return the symbols of all levels, the latent ones too.
 
-        Definition 3: the label is uniform, every symbol is rewritten by one of its m rules,
-        uniformly and independently.  Only the first level-`level` patch and what it stands
-        on or generates is drawn: same law as those columns of whole sentences.
-        Returns L + 1 int32 arrays; number l is (n, s^(l-level+1)) from l = level on, and
-        (n, 1) above.  ValueError for n < 0, a level outside 1..L, or over 2^31 tokens.
+        Definition 3: the label is uniform, a symbol is rewritten by one of its m rules,
+        uniformly and independently.  Only the first level-`level` patch and what it
+        stands on or generates is drawn: same law as those columns of whole sentences.
+        Returns L + 1 int32 arrays; number l is (n, s^(l-level+1)) from l = level on,
+        and (n, 1) above.  ValueError for n < 0, a level outside 1..L, or over 2^31
+        tokens.
         """
         V, m, s, L = self.V, self.m, self.s, self.L
         if not _is_integer(n) or n < 0:
@@ -106,7 +108,7 @@ class RHM:
         self._check_level(level)
         if n * s ** (L - level + 1) > 2**31:
             raise ValueError(
-                f"{n} x {s}^{L - level + 1} tokens are more than 2^31: draw fewer at a time"
+                f"{n} x {s}^{L - level + 1} tokens are more than 2^31: draw fewer"
             )
         tree = [rng.integers(V, size=(n, 1), dtype=np.int32)]
         for l in range(L):
@@ -123,7 +125,8 @@ class RHM:
         """Draw n sentences with their labels; all that a learner may see.
 
         Section 2.3: a stage sees only the leaves under the first level-`level` patch.
-        Returns tokens (n, s^(L-level+1)) and labels (n,), int32.  ValueError as sample_tree.
+        Returns tokens (n, s^(L-level+1)) and labels (n,), int32.  ValueError as
+        sample_tree.
         """
         tree = self.sample_tree(n, rng, level)
         return tree[-1], tree[0][:, 0]
@@ -132,8 +135,8 @@ class RHM:
         """Recover all latent symbols from whole sentences, bottom up (Section 2.1).
 
         The parse is unique since no patch has two parents.  tokens: integers (n, d).
-        Returns L + 1 int32 arrays (n, s^l), labels first.  ValueError for a wrong shape or
-        type, and for a patch that no symbol generates, with its row and level.
+        Returns L + 1 int32 arrays (n, s^l), labels first.  ValueError for a wrong shape
+        or type, and for a patch that no symbol generates, with its row and level.
         """
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != self.d:
@@ -182,9 +185,9 @@ class RHM:
     def label_posterior(self, level):
         """q_mu^(level) of Eq. (4), exact, by Bayes' rule; float64 (V, V).
 
-        Row nu, summing to 1, is P[label | first level-`level` patch is mu] for every patch
-        mu that level-(level-1) symbol nu generates: q depends on mu only through nu, so
-        synonyms share it.  A symbol that is never first has a row of NaN.
+        Row nu, summing to 1, is P[label | first level-`level` patch is mu] for every
+        patch mu that level-(level-1) symbol nu generates: q depends on mu only through
+        nu, so synonyms share it.  A symbol that is never first has a row of NaN.
         ValueError for a level outside 1..L.
         """
         self._check_level(level)
@@ -202,26 +205,28 @@ class RHM:
             j = distances.argmin()
             if distances[j] < closest[0]:
                 closest = (float(distances[j]), int(nu), int(first[i + 1 + j]))
-        # q comes from `level` products of sums of V nonnegative terms, so rounding stays
-        # below level * V * 2^-52: distances under that are zero.
+        # q comes from `level` products of sums of V nonnegative terms, so rounding
+        # stays below level * V * 2^-52: distances under that are zero.
         zero = closest[0] <= level * self.V * np.finfo(float).eps
         return (0.0, *closest[1:]) if zero else closest
 
     def signal(self, level):
-        """rho^(level): the smallest ||q_mu - q_mu'|| over patches that are not synonyms.
+        """rho^(level): the smallest ||q_mu - q_mu'|| of patches that are not synonyms.
 
-        Assumption 6(b), taken over the symbols that can come first; inf when there are no
-        two of them, 0.0 below rounding error.  ValueError for a level outside 1..L.
+        Assumption 6(b), taken over the symbols that can come first; inf when there are
+        no two of them, 0.0 below rounding error.  ValueError for a level outside 1..L.
         """
         return self._closest_symbols(level)[0]
 
     @property
     def kappa(self):
-        """The smallest kappa with P[first level-l patch = mu] >= 1 / (kappa V m), any l, mu.
+        """The smallest kappa with P[first level-l patch = mu] >= 1 / (kappa V m).
 
-        Assumption 6(a); inf where some patch is never first.
+        Assumption 6(a), for all l and mu; inf where some patch is never first.
         """
-        rarest = min(self._label_and_first_symbol(l).sum(0).min() for l in range(self.L))
+        rarest = min(
+            self._label_and_first_symbol(l).sum(0).min() for l in range(self.L)
+        )
         return float(1 / (self.V * rarest)) if rarest > 0 else np.inf
 
     @property
@@ -236,14 +241,15 @@ class RHM:
             never = np.flatnonzero(self._label_and_first_symbol(l - 1).sum(0) == 0)
             if len(never):
                 lines.append(
-                    f"Assumption 6(a) fails at level {l}: kappa is infinite, since symbols "
-                    f"{', '.join(map(str, never))} of level {l - 1} are never first"
+                    f"Assumption 6(a) fails at level {l}: kappa is infinite, since "
+                    f"symbols {', '.join(map(str, never))} of level {l - 1} "
+                    f"are never first"
                 )
             rho, nu, other = self._closest_symbols(l)
             if rho == 0:
                 lines.append(
-                    f"Assumption 6(b) fails at level {l}: K_rho = 0, since symbols {nu} "
-                    f"and {other} of level {l - 1} have the same label posterior"
+                    f"Assumption 6(b) fails at level {l}: K_rho = 0, since symbols "
+                    f"{nu} and {other} of level {l - 1} have the same label posterior"
                 )
         return lines
 
@@ -257,10 +263,11 @@ class RHM:
 
 
 def typical_signal(V, m, level):
-    """Root mean square of ||q_mu - q_mu'|| over grammars, for patches that are not synonyms.
+    """Root mean square over grammars of ||q_mu - q_mu'||, for patches not synonymous.
 
-    Behind Lemma 29: over Appendix B's random deal, E ||T z||^2 = ||z||^2 (V-1) / (mV-1) for
-    every z that sums to 0, exactly; ||e_nu - e_nu'||^2 = 2 passes through level - 1 of them.
+    Behind Lemma 29: over Appendix B's random deal, E ||T z||^2 = ||z||^2 (V-1) / (mV-1)
+    for every z that sums to 0, exactly; ||e_nu - e_nu'||^2 = 2 passes through level - 1
+    of them.
     """
     return np.sqrt(2 * ((V - 1) / max(m * V - 1, 1)) ** (level - 1))
 
@@ -291,7 +298,9 @@ def _check_sizes(V, m, s, L):
 def main():
     rng = np.random.default_rng(0)
     rhm = RHM.random(V=4, m=2, s=2, L=3, rng=rng)
-    print(f"Rules of a random hierarchy model, V={rhm.V}, m={rhm.m}, s={rhm.s}, L={rhm.L}")
+    print(
+        f"Rules of a random hierarchy model, V={rhm.V}, m={rhm.m}, s={rhm.s}, L={rhm.L}"
+    )
     for l in range(rhm.L):
         rules = [
             f"{nu} -> " + " | ".join(" ".join(map(str, patch)) for patch in patches)

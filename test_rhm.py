@@ -13,7 +13,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,12 +21,22 @@ from torch.nn import functional as F
 
 import train_layerwise as tl
 from model import DeepCNN, Level, distinct_rows, random_fourier_features
-from rhm import RHM, typical_signal
+from rhm import RHM
 from train_layerwise import Config, accuracy, diagnose, draw_first_patches, train
 
 SIZES = [  # (V, m, s, L), the corner cases included
-    (16, 4, 2, 4), (5, 3, 3, 2), (4, 2, 2, 3), (3, 2, 4, 2), (7, 1, 2, 3), (6, 1, 1, 3),
-    (5, 2, 2, 1), (2, 2, 2, 3), (1, 1, 1, 1), (1, 1, 3, 2), (2, 2, 62, 1), (90, 9, 9, 1),
+    (16, 4, 2, 4),
+    (5, 3, 3, 2),
+    (4, 2, 2, 3),
+    (3, 2, 4, 2),
+    (7, 1, 2, 3),
+    (6, 1, 1, 3),
+    (5, 2, 2, 1),
+    (2, 2, 2, 3),
+    (1, 1, 1, 1),
+    (1, 1, 3, 2),
+    (2, 2, 62, 1),
+    (90, 9, 9, 1),
 ]
 
 
@@ -40,7 +49,9 @@ def derivations(rhm):
     tree = [np.arange(rhm.V)[:, None]]
     for rules in rhm.rules:
         choices = np.array(list(product(range(rhm.m), repeat=tree[-1].shape[1])))
-        patches = rules[tree[-1][:, None, :], choices]  # (derivations, choices, width, s)
+        patches = rules[
+            tree[-1][:, None, :], choices
+        ]  # (derivations, choices, width, s)
         tree = [np.repeat(level, len(choices), axis=0) for level in tree]
         tree.append(patches.reshape(len(tree[0]), -1))
     return tree
@@ -58,12 +69,16 @@ def assert_frequencies(counts, p, false_alarm=1e-7):
 
 @pytest.mark.parametrize("uniform", [True, False])
 @pytest.mark.parametrize("V, m, s, L", SIZES)
-def test_definition_4_random_grammars_are_uniform_and_not_ambiguous(V, m, s, L, uniform):
+def test_definition_4_random_grammars_are_uniform_and_not_ambiguous(
+    V, m, s, L, uniform
+):
     """V symbols a level, m rules each, V m different patches: for both samplers."""
     rhm = grammar(V, m, s, L, uniform=uniform)
     assert (rhm.V, rhm.m, rhm.s, rhm.L, rhm.d) == (V, m, s, L, s**L)
     for rules in rhm.rules:
-        assert len({tuple(patch) for patch in rules.reshape(V * m, s).tolist()}) == V * m
+        assert (
+            len({tuple(patch) for patch in rules.reshape(V * m, s).tolist()}) == V * m
+        )
         if uniform:  # every symbol begins exactly m patches
             assert (np.bincount(rules[..., 0].ravel(), minlength=V) == m).all()
     assert not rhm.rules.flags.writeable
@@ -77,9 +92,15 @@ def test_the_samplers_differ_and_every_patch_is_equally_likely():
     """
     rng = np.random.default_rng(0)
     for uniform in (True, False):
-        rules = np.array([RHM.random(3, 2, 2, 1, rng, uniform).rules[0] for _ in range(20_000)])
-        assert_frequencies(np.bincount((rules[:, 0] @ [3, 1]).ravel()), np.full(9, 1 / 9))
-        heads = np.array([np.bincount(r[..., 0].ravel(), minlength=3) for r in rules[:50]])
+        rules = np.array(
+            [RHM.random(3, 2, 2, 1, rng, uniform).rules[0] for _ in range(20_000)]
+        )
+        assert_frequencies(
+            np.bincount((rules[:, 0] @ [3, 1]).ravel()), np.full(9, 1 / 9)
+        )
+        heads = np.array(
+            [np.bincount(r[..., 0].ravel(), minlength=3) for r in rules[:50]]
+        )
         assert (heads == 2).all() == uniform
 
 
@@ -90,7 +111,9 @@ def test_a_tiny_grammar_written_out():
     symbol 0 -> 0 1 | 1 1     symbol 1 -> 1 0 | 0 0
     The sentence 0 1 1 0: patches 0 1 and 1 0, so symbols 0 and 1, so label 0.
     """
-    rhm = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]], [[[0, 1], [1, 1]], [[1, 0], [0, 0]]]])
+    rhm = RHM(
+        [[[[0, 1], [1, 0]], [[0, 0], [1, 1]]], [[[0, 1], [1, 1]], [[1, 0], [0, 0]]]]
+    )
     label, symbols, tokens = rhm.parse([[0, 1, 1, 0]])
     assert (label.tolist(), symbols.tolist()) == ([[0]], [[0, 1]])
     assert (rhm.parse([[1, 1, 0, 1]])[0], rhm.parse([[0, 0, 0, 1]])[0]) == (1, 0)
@@ -160,7 +183,9 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
             for nu, mu in product(range(3), range(9)):
                 here = (parent == nu) & (patch == mu)
                 if here.any():
-                    posteriors[nu, mu] = np.bincount(label[here], minlength=3) / here.sum()
+                    posteriors[nu, mu] = (
+                        np.bincount(label[here], minlength=3) / here.sum()
+                    )
                     assert posteriors[nu, mu] == pytest.approx(q[nu])
                     kappa = max(kappa, 1 / (here.mean() * 6))
             assert set(np.flatnonzero(np.isnan(q[:, 0]))).isdisjoint(parent)
@@ -184,7 +209,9 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
 
 def test_assumption_6_failures_name_the_level_and_the_symbols():
     """(b) by two level-1 symbols of equal posterior, (a) by a symbol that is never first."""
-    merged = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2)  # each head once: T_1 is flat
+    merged = RHM(
+        [[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2
+    )  # each head once: T_1 is flat
     assert merged.assumption_6_failures() == [
         "Assumption 6(b) fails at level 2: K_rho = 0, since symbols 0 and 1 of level 1 "
         "have the same label posterior"
@@ -208,7 +235,9 @@ def network(V, s, M=20, levels=2):
     net = DeepCNN(V).double()
     for _ in range(levels):
         omega = torch.randn(M, s * V, generator=g, dtype=torch.float64)
-        net.append(Level(omega, torch.randn(V, 2 * M, generator=g, dtype=torch.float64)))
+        net.append(
+            Level(omega, torch.randn(V, 2 * M, generator=g, dtype=torch.float64))
+        )
     return net
 
 
@@ -222,7 +251,7 @@ def test_equation_6_features_have_norm_1_and_approximate_the_gaussian_kernel():
     h = torch.tensor(rng.standard_normal((5, 6)))
     omega = torch.tensor(rng.standard_normal((200_000, 6)) / sigma)
     x = random_fourier_features(h, omega)
-    kernel = torch.exp(-torch.cdist(h, h) ** 2 / (2 * sigma**2))
+    kernel = torch.exp(-(torch.cdist(h, h) ** 2) / (2 * sigma**2))
     assert torch.allclose(x.norm(dim=1), torch.ones(5, dtype=x.dtype))
     assert (x @ x.T - kernel).abs().max() < 6 / 200_000**0.5
     angles = h @ omega.T
@@ -236,7 +265,9 @@ def test_equations_1_and_2_the_network_is_a_strided_convolution():
     net, tokens = network(V, s, M), random_tokens(V, 7, 18)
     h = F.one_hot(tokens, V).double().transpose(1, 2)  # (n, V, width)
     for level in net:
-        kernel = level.omega.view(M, s, V).transpose(1, 2)  # out, in, place in the patch
+        kernel = level.omega.view(M, s, V).transpose(
+            1, 2
+        )  # out, in, place in the patch
         angles = F.conv1d(h, kernel, stride=s)  # (n, M, width / s)
         x = torch.cat([angles.cos(), angles.sin()], 1) / M**0.5
         scores = F.conv1d(x, level.W[:, :, None])  # (n, V, width / s)
@@ -259,7 +290,9 @@ def test_the_network_grows_from_one_hot_tokens_to_label_scores():
 def test_the_network_saves_loads_copies_and_moves_like_any_module(tmp_path):
     net, tokens = network(4, 2), random_tokens(4, 6, 8)
     torch.save(net.state_dict(), tmp_path / "net.pt")
-    other = DeepCNN(4, *(Level(torch.empty(20, 8), torch.empty(4, 40)) for _ in range(2)))
+    other = DeepCNN(
+        4, *(Level(torch.empty(20, 8), torch.empty(4, 40)) for _ in range(2))
+    )
     other.double().load_state_dict(torch.load(tmp_path / "net.pt"))
     assert torch.equal(other(tokens), net(tokens))
     assert net.float()(tokens).dtype == torch.float32
@@ -270,7 +303,9 @@ def test_the_network_saves_loads_copies_and_moves_like_any_module(tmp_path):
 @pytest.mark.parametrize("base, width", [(3, 4), (2**40, 5), (1, 3), (7, 0)])
 def test_distinct_rows_numbers_equal_rows_alike(base, width):
     """Also where a row does not fit into 64 bits; the network and Eq. (3) rely on it."""
-    ids = torch.from_numpy(np.random.default_rng(0).integers(min(base, 3), size=(200, width)))
+    ids = torch.from_numpy(
+        np.random.default_rng(0).integers(min(base, 3), size=(200, width))
+    )
     ids = ids * (base // 3) if base > 7 else ids
     rows, number = distinct_rows(ids, base)
     assert torch.equal(rows[number], ids)
@@ -283,14 +318,20 @@ def test_distinct_rows_numbers_equal_rows_alike(base, width):
 def some_patches(rows=40, p=6, V=3, M=16):
     """Distinct patches with label counts and frequencies, in float64."""
     rng = np.random.default_rng(0)
-    h, omega = (torch.tensor(rng.standard_normal(shape)) for shape in ((rows, p), (M, p)))
+    h, omega = (
+        torch.tensor(rng.standard_normal(shape)) for shape in ((rows, p), (M, p))
+    )
     return h, torch.tensor(rng.integers(5, size=(rows, V))), omega
 
 
 def loss_of_equation_3(W, x, counts, lambda_W):
     """Eq. (3) as printed, sample by sample."""
-    samples = [(i, zeta) for i, n in enumerate(counts.tolist()) for zeta in range(len(n))
-               for _ in range(n[zeta])]
+    samples = [
+        (i, zeta)
+        for i, n in enumerate(counts.tolist())
+        for zeta in range(len(n))
+        for _ in range(n[zeta])
+    ]
     e = torch.eye(counts.shape[1], dtype=x.dtype)
     errors = torch.stack([(e[zeta] - W @ x[i]).square().sum() for i, zeta in samples])
     return 0.5 * errors.mean() + 0.5 * lambda_W * W.square().sum()
@@ -318,7 +359,9 @@ def test_gradient_descent_reaches_the_closed_form():
     level, losses, minimum = tl.train_level(h, counts, omega, 0.05, 2 / 1.1, 2000)
     x, n = random_fourier_features(h, omega), counts.double()
     covariance = (x.T * n.sum(1)) @ x / n.sum()
-    W_star = n.T @ x / n.sum() @ torch.linalg.inv(covariance + 0.05 * torch.eye(32).double())
+    W_star = (
+        n.T @ x / n.sum() @ torch.linalg.inv(covariance + 0.05 * torch.eye(32).double())
+    )
     assert torch.allclose(level.W, W_star, rtol=0, atol=1e-12)
     assert losses[-1] == pytest.approx(minimum, abs=1e-14)
     assert minimum == pytest.approx(loss_of_equation_3(W_star, x, counts, 0.05).item())
@@ -327,8 +370,14 @@ def test_gradient_descent_reaches_the_closed_form():
 def test_merged_rows_train_the_same_weights_as_plain_rows():
     """Eq. (3) depends on the samples only through counts: 1 row each, or 1 row a patch."""
     h, counts, omega = some_patches()
-    rows, labels = zip(*[(i, zeta) for i, n in enumerate(counts.tolist())
-                         for zeta in range(3) for _ in range(n[zeta])])
+    rows, labels = zip(
+        *[
+            (i, zeta)
+            for i, n in enumerate(counts.tolist())
+            for zeta in range(3)
+            for _ in range(n[zeta])
+        ]
+    )
     merged, *_ = tl.train_level(h, counts, omega, 0.01, 1.9, 100)
     plain, *_ = tl.train_level(
         h[list(rows)], F.one_hot(torch.tensor(labels), 3), omega, 0.01, 1.9, 100
@@ -395,7 +444,9 @@ def test_the_same_seed_gives_the_same_numbers_bit_for_bit():
         nets.append((net.state_dict(), [stage.sigma for stage in stages], rhm.rules))
     (a, sigma_a, rules_a), (b, sigma_b, rules_b), (c, sigma_c, rules_c) = nets
     assert all(torch.equal(a[key], b[key]) for key in a) and sigma_a == sigma_b
-    assert all(not torch.equal(a[key], c[key]) for key in a) and sigma_a[1] != sigma_c[1]
+    assert (
+        all(not torch.equal(a[key], c[key]) for key in a) and sigma_a[1] != sigma_c[1]
+    )
     assert np.array_equal(rules_a, rules_c)
 
 
@@ -428,7 +479,9 @@ def test_sigma_estimates_the_distance_between_clusters():
     h = h + 0.01 * torch.from_numpy(rng.standard_normal(h.shape)).float() / V**0.5
     sigma = tl.choose_sigma(h, torch.ones(500, V, dtype=torch.int64), 1.0, rng)
     assert 0.01 < sigma < 1.45
-    exact = torch.eye(V)[rng.integers(V, size=(500, 2))]  # all distances are 0 or sqrt 2
+    exact = torch.eye(V)[
+        rng.integers(V, size=(500, 2))
+    ]  # all distances are 0 or sqrt 2
     sigma = tl.choose_sigma(exact, torch.ones(500, V, dtype=torch.int64), 3.0, rng)
     assert sigma == pytest.approx(3 * 2**0.5)
     one = torch.ones(1, 2, 1)  # V = m = 1: no distance at all
@@ -463,7 +516,10 @@ def test_diagnose_measures_distances_to_the_exact_posterior():
 
     found = diagnose(Oracle(), rhm, 1, np.random.default_rng(0), n=4000)
     assert set(np.unique(found["errors"].round(6))) == {0, 1.414214}
-    assert 0.7 < found["nearest"] < 0.8 and (found["spread"], found["between"]) == (0, 0)
+    assert 0.7 < found["nearest"] < 0.8 and (found["spread"], found["between"]) == (
+        0,
+        0,
+    )
     blocks = found["matrix"].reshape(4, 2, 4, 2)  # symbol, synonym, symbol, synonym
     assert (blocks[[0, 1, 2], :, [0, 1, 2]] == 0).all() and (blocks[0, :, 3] == 0).all()
     assert blocks[1, :, 2] == pytest.approx(2**0.5)
@@ -489,34 +545,73 @@ def changed(index, value):
         (lambda: RHM(GOOD * 1.0), "rules must be integers"),
         (lambda: RHM(GOOD == 1), "rules must be integers"),
         (lambda: RHM(GOOD[:0]), "L must be an integer >= 1"),
-        (lambda: RHM(changed((0, 1, 0, 1), 2)), r"rules\[0, 1, 0\] = \[0, 2\] has a token"),
+        (
+            lambda: RHM(changed((0, 1, 0, 1), 2)),
+            r"rules\[0, 1, 0\] = \[0, 2\] has a token",
+        ),
         (lambda: RHM(changed((0, 1, 0, 1), -1)), "outside the vocabulary 0..1"),
-        (lambda: RHM(changed((0, 0, 0), [1, 0])), r"symbol 0 has the level-1 patch \[1, 0\] tw"),
-        (lambda: RHM(changed((0, 0, 0), [0, 0])), "symbols 0 and 1 both generate the level-1"),
+        (
+            lambda: RHM(changed((0, 0, 0), [1, 0])),
+            r"symbol 0 has the level-1 patch \[1, 0\] tw",
+        ),
+        (
+            lambda: RHM(changed((0, 0, 0), [0, 0])),
+            "symbols 0 and 1 both generate the level-1",
+        ),
         (lambda: grammar(4, 5, 2, 1), r"V m = 4 \* 5 = 20 and V\^s = 4\^2 = 16"),
-        (lambda: grammar(4, 5, 2, 1, uniform=False), r"V m = 4 \* 5 = 20 and V\^s = 4\^2 = 16"),
+        (
+            lambda: grammar(4, 5, 2, 1, uniform=False),
+            r"V m = 4 \* 5 = 20 and V\^s = 4\^2 = 16",
+        ),
         (lambda: grammar(2, 1, 63, 1), r"V\^s < 2\^63 is needed, got V = 2, s = 63"),
         (lambda: grammar(10, 1, 10**9, 1), r"V\^s < 2\^63"),
         (lambda: grammar(0), "V must be an integer >= 1, got 0"),
         (lambda: grammar(m=-1), "m must be an integer >= 1, got -1"),
         (lambda: grammar(s=2.0), "s must be an integer >= 1, got 2.0"),
         (lambda: grammar(L=True), "L must be an integer >= 1, got True"),
-        (lambda: grammar().sample(-1, np.random.default_rng(0)), "n must be an integer >= 0"),
-        (lambda: grammar().sample(1.5, np.random.default_rng(0)), "n must be an integer >= 0"),
-        (lambda: grammar().sample(1, np.random.default_rng(0), 0), "level must be .* in 1..3"),
-        (lambda: grammar().sample(1, np.random.default_rng(0), 4), "level must be .* in 1..3"),
+        (
+            lambda: grammar().sample(-1, np.random.default_rng(0)),
+            "n must be an integer >= 0",
+        ),
+        (
+            lambda: grammar().sample(1.5, np.random.default_rng(0)),
+            "n must be an integer >= 0",
+        ),
+        (
+            lambda: grammar().sample(1, np.random.default_rng(0), 0),
+            "level must be .* in 1..3",
+        ),
+        (
+            lambda: grammar().sample(1, np.random.default_rng(0), 4),
+            "level must be .* in 1..3",
+        ),
         (lambda: grammar().sample(2**29, np.random.default_rng(0)), "more than 2\\^31"),
-        (lambda: grammar().label_posterior(0), "level must be an integer in 1..3, got 0"),
+        (
+            lambda: grammar().label_posterior(0),
+            "level must be an integer in 1..3, got 0",
+        ),
         (lambda: grammar().signal(4), "level must be an integer in 1..3, got 4"),
         (lambda: grammar().transition(0), "level must be an integer in 1..3, got 0"),
         (lambda: grammar().parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
         (lambda: grammar().parse(np.zeros(8, int)), r"tokens must be \(n, 8\)"),
-        (lambda: grammar().parse(np.zeros((2, 8))), "tokens must be integers, got float64"),
+        (
+            lambda: grammar().parse(np.zeros((2, 8))),
+            "tokens must be integers, got float64",
+        ),
         (lambda: grammar().parse(np.full((2, 8), 4)), "row 0 has a token outside 0..3"),
         (lambda: network(4, 2)(torch.zeros(2, 8)), "tokens must be integers"),
-        (lambda: network(4, 2)(torch.zeros(8, dtype=int)), r"tokens must be integers \(n, wid"),
-        (lambda: network(4, 2)(torch.full((2, 8), 4)), "tokens must lie in 0..3, got 4 to 4"),
-        (lambda: network(4, 2)(torch.full((2, 8), -1)), "tokens must lie in 0..3, got -1 to"),
+        (
+            lambda: network(4, 2)(torch.zeros(8, dtype=int)),
+            r"tokens must be integers \(n, wid",
+        ),
+        (
+            lambda: network(4, 2)(torch.full((2, 8), 4)),
+            "tokens must lie in 0..3, got 4 to 4",
+        ),
+        (
+            lambda: network(4, 2)(torch.full((2, 8), -1)),
+            "tokens must lie in 0..3, got -1 to",
+        ),
         (lambda: network(4, 2)(torch.zeros(2, 6, dtype=int)), "do not divide width 3"),
         (lambda: Config(C=0.0), "C must be positive, got 0.0"),
         (lambda: Config(C=math.nan), "C must be positive, got nan"),
@@ -549,8 +644,12 @@ def test_main_reaches_100_percent_and_writes_the_picture(tmp_path, capsys):
     tl.main(["--V=8", "--m=2", "--L=3", "--M=128", f"--figure={figure}"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-4:-1]] == ["3", "2", "1"]
-    assert lines[-1].startswith("100.00% of 10000 fresh sentences right (chance 12.50%)")
-    assert figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size < 200_000
+    assert lines[-1].startswith(
+        "100.00% of 10000 fresh sentences right (chance 12.50%)"
+    )
+    assert (
+        figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size < 200_000
+    )
 
 
 def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, capsys):
@@ -558,7 +657,9 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, capsys):
     options = f"--L=3 --seed=6 --C=1 --M=32 --figure={tmp_path / 'run.png'}".split()
     tl.main(options)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("Assumption 6(b) fails at level 2: K_rho = 0, since symbols")
+    assert lines[1].startswith(
+        "Assumption 6(b) fails at level 2: K_rho = 0, since symbols"
+    )
     assert "fresh sentences right" in lines[-1]
 
 
@@ -576,9 +677,13 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, capsys):
         ("--seed=-1", "seed must be an integer >= 0, got -1"),
         ("--device=abacus", "device must be cpu or cuda, got abacus"),
         ("--device=cuda:99", "cannot use device cuda:99"),
-        ("--figure=nowhere/run.png", "cannot write the figure nowhere/run.png: No such file"),
+        (
+            "--figure=nowhere/run.png",
+            "cannot write the figure nowhere/run.png: No such file",
+        ),
         ("--figure=figures/run.txt", "must end in .png, .pdf or .svg"),
         ("--figure=folder.png", "cannot write the figure folder.png: Is a directory"),
+        ("--sweep --L=3", "--sweep has sizes, samples and seeds of its own"),
         ("--unknown=1", "unrecognized arguments: --unknown=1"),
     ],
 )
@@ -591,19 +696,32 @@ def test_the_command_line_refuses_in_one_line_before_training(
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "kept.png").write_text("a picture")
     with pytest.raises(SystemExit) as stop:
-        tl.main([*options.split(), *([] if "figure" in options else ["--figure=kept.png"])])
+        tl.main(
+            [*options.split(), *([] if "figure" in options else ["--figure=kept.png"])]
+        )
     out, error = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and says in error and error.count("\n") == 1
+    assert (
+        stop.value.code == 2 and out == "" and says in error and error.count("\n") == 1
+    )
     assert (tmp_path / "kept.png").read_text() == "a picture"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "kept.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "folder.png",
+        "kept.png",
+    ]
 
 
 def test_rhm_py_runs_alone_with_numpy(tmp_path):
     """Copied into an empty folder, without torch: 25 lines, a grammar and its signal."""
-    code = "import sys; sys.modules['torch'] = None; import runpy; " \
+    code = (
+        "import sys; sys.modules['torch'] = None; import runpy; "
         "runpy.run_path('rhm.py', run_name='__main__')"
+    )
     (tmp_path / "rhm.py").write_text(open(sys.modules["rhm"].__file__).read())
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert len(done.stdout.splitlines()) <= 25 and "kappa = 1, K_rho" in done.stdout
