@@ -13,16 +13,20 @@ measured as a rate.  P is |P_l| = V m.
 """
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import model
+import rhm
 import train_layerwise as tl
 from model import DeepCNN, Level, distinct_rows, random_fourier_features
 from rhm import RHM, signal_bound, typical_signal
@@ -52,7 +56,7 @@ def grammar(V=4, m=2, s=2, L=3, seed=0, uniform=True):
 
 
 def derivations(rhm):
-    """All derivations of a tiny grammar, as the arrays of sample_tree: equally likely."""
+    """All derivations of a tiny grammar, equally likely, as sample_tree gives them."""
     tree = [np.arange(rhm.V)[:, None]]
     for rules in rhm.rules:
         choices = np.array(list(product(range(rhm.m), repeat=tree[-1].shape[1])))
@@ -77,7 +81,7 @@ def usual():
 
 
 def assert_frequencies(counts, p, false_alarm=1e-7):
-    """Counts of n draws agree with probabilities p: Bernstein's inequality, cell by cell."""
+    """Counts agree with probabilities p: Bernstein's inequality, cell by cell."""
     n, log = counts.sum(), math.log(2 * np.size(p) / false_alarm)
     allowed = log / 3 + np.sqrt(log**2 / 9 + 2 * log * n * p * (1 - p))
     assert (np.abs(counts - n * p) <= allowed).all()
@@ -104,9 +108,9 @@ def test_definition_4_random_grammars_are_uniform_and_not_ambiguous(
 
 
 def test_the_samplers_differ_and_every_patch_is_equally_likely():
-    """Cagnetta et al. draw any V m of V^s patches; Appendix B any m tails for each head.
+    """Appendix B: m random tails for each head; Cagnetta et al.: any V m patches.
 
-    Over 20,000 grammars with V = 3, m = 2, s = 2, each of 9 patches is a rule of symbol 0
+    Over 20,000 grammars with V = 3, m = s = 2, each of 9 patches is a rule of symbol 0
     with probability m / V^s.  False alarm: below 1e-6.
     """
     rng = np.random.default_rng(0)
@@ -155,7 +159,7 @@ def test_parsing_a_sample_gives_back_the_label_and_all_latent_symbols(V, m, s, L
 
 @pytest.mark.parametrize("uniform", [True, False])
 def test_definition_3_sentences_follow_the_exact_law(uniform):
-    """Label uniform, each rule with probability 1/m, independently; at every level's view.
+    """Definition 3: label uniform, each rule with probability 1/m, independently.
 
     The law of (label, leaves under the first level-l patch) by enumeration of all 384
     derivations, against sample(n, rng, level): the cheap restricted subtree has the law
@@ -191,7 +195,7 @@ def test_a_sampled_subtree_is_a_piece_of_a_derivation():
 
 @pytest.mark.parametrize("uniform", [True, False])
 def test_equation_4_label_posterior_equals_enumeration(uniform):
-    """q_mu^(l) counted over every derivation; synonyms share it; kappa and rho follow."""
+    """q_mu^(l) counted over all derivations; synonyms share it; kappa, rho follow."""
     for seed in range(8):
         rhm = grammar(3, 2, 2, 3, seed, uniform)
         tree, kappa, K_rho = derivations(rhm), 0, math.inf
@@ -227,7 +231,7 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
 
 
 def test_assumption_6_failures_name_the_level_and_the_symbols():
-    """(b) by two level-1 symbols of equal posterior, (a) by a symbol that is never first."""
+    """(b) by two symbols of equal posterior, (a) by a symbol that is never first."""
     merged = RHM(
         [[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2
     )  # each head once: T_1 is flat
@@ -239,8 +243,8 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
     assert never.kappa == math.inf and np.isnan(never.label_posterior(2)[1]).all()
     assert never.signal(2) == math.inf  # only one symbol can come first
     assert never.assumption_6_failures() == [
-        "Assumption 6(a) fails at level 2: kappa is infinite, since symbols 1 of level 1 "
-        "are never first"
+        "Assumption 6(a) fails at level 2: kappa is infinite, since symbols 1 of "
+        "level 1 are never first"
     ]
     assert grammar(16, 4, 2, 4).assumption_6_failures() == []
 
@@ -331,7 +335,7 @@ def random_tokens(V, n, width):
 
 
 def test_equation_6_features_have_norm_1_and_approximate_the_gaussian_kernel():
-    """||Phi|| = 1 exactly, and <Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2))."""
+    """||Phi|| = 1, and <Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2))."""
     rng, sigma = np.random.default_rng(0), 0.7
     h = torch.tensor(rng.standard_normal((5, 6)))
     omega = torch.tensor(rng.standard_normal((200_000, 6)) / sigma)
@@ -345,7 +349,7 @@ def test_equation_6_features_have_norm_1_and_approximate_the_gaussian_kernel():
 
 
 def test_equations_1_and_2_the_network_is_a_strided_convolution():
-    """One W for all patches: conv1d with kernel = stride = s, from one-hot sentences up."""
+    """One W for all patches: conv1d, kernel = stride = s, from one-hot sentences up."""
     V, s, M = 5, 3, 20
     net, tokens = network(V, s, M), random_tokens(V, 7, 18)
     h = F.one_hot(tokens, V).double().transpose(1, 2)  # (n, V, width)
@@ -362,7 +366,7 @@ def test_equations_1_and_2_the_network_is_a_strided_convolution():
 
 
 def test_the_network_grows_from_one_hot_tokens_to_label_scores():
-    """Shapes of Section 2.2; embed keeps the token axis where forward is the classifier."""
+    """Shapes of Section 2.2; embed keeps the token axis, forward classifies."""
     tokens, net = random_tokens(4, 6, 8), network(4, 2, levels=3)
     assert torch.equal(DeepCNN(4)(tokens), F.one_hot(tokens, 4).float())
     assert net[:0].embed(tokens).shape == (6, 8, 4)
@@ -387,7 +391,7 @@ def test_the_network_saves_loads_copies_and_moves_like_any_module(tmp_path):
 
 @pytest.mark.parametrize("base, width", [(3, 4), (2**40, 5), (1, 3), (7, 0)])
 def test_distinct_rows_numbers_equal_rows_alike(base, width):
-    """Also where a row does not fit into 64 bits; the network and Eq. (3) rely on it."""
+    """Also where a row does not fit into 64 bits; network and learner rely on it."""
     ids = torch.from_numpy(
         np.random.default_rng(0).integers(min(base, 3), size=(200, width))
     )
@@ -461,7 +465,10 @@ def test_gradient_descent_follows_autograd_on_equation_3():
 
 
 def test_gradient_descent_reaches_the_closed_form():
-    """W_* = E^[e x^T] (E^[x x^T] + lambda_W I)^-1; ridge 0.05, 2000 steps, float64, 1e-12."""
+    """W_* = E^[e x^T] (E^[x x^T] + lambda_W I)^-1, in float64 up to 1e-12.
+
+    lambda_W = 0.05, 2000 steps: the slowest direction shrinks by 1.1^-2000.
+    """
     h, counts, omega = some_patches()
     level, losses, minimum = train_level(h, counts, omega, 0.05, 2 / 1.1, 2000)
     x, n = random_fourier_features(h, omega), counts.double()
@@ -475,7 +482,7 @@ def test_gradient_descent_reaches_the_closed_form():
 
 
 def test_merged_rows_train_the_same_weights_as_plain_rows():
-    """Eq. (3) depends on the samples only through counts: 1 row each, or 1 row a patch."""
+    """Eq. (3) sees the samples only through counts: a row a sample or a row a patch."""
     h, counts, omega = some_patches()
     rows, labels = zip(
         *[
@@ -493,7 +500,7 @@ def test_merged_rows_train_the_same_weights_as_plain_rows():
 
 
 def test_samples_are_merged_without_loss_whatever_the_chunk(monkeypatch):
-    """The counts per (leaves, label) are those of the same 5,000 samples drawn at once."""
+    """The counts per (leaves, label) are those of the same samples drawn at once."""
     rhm = grammar(5, 3, 2, 3)
     tables = []
     for chunk in (10**6, 700):
@@ -530,7 +537,7 @@ SMALL = Config(V=8, m=2, L=3, M=64, C=20.0)
 
 
 def test_the_learner_needs_only_samples_and_sizes():
-    """Section 2.3: stages l = L..1, N^(l) = C V m m^l fresh samples of the first patch."""
+    """Section 2.3: stages l = L..1, N^(l) = C V m m^l fresh first patches each."""
     rhm = grammar(8, 2, 2, 3)
     sealed = Sealed(rhm)
     net, stages = train(sealed, SMALL)
@@ -558,7 +565,7 @@ def test_the_same_seed_gives_the_same_numbers_bit_for_bit():
 
 
 def test_features_and_data_have_random_streams_of_their_own():
-    """More features leave the samples as they were; more samples leave omega as it was."""
+    """More features leave the samples unchanged, more samples leave omega unchanged."""
     rhm = grammar(8, 2, 2, 3)
     few, many = Sealed(rhm), Sealed(rhm)
     train(few, replace(SMALL, M=32))
@@ -580,7 +587,7 @@ def test_shuffled_labels_fall_to_chance():
 
 
 def test_sigma_estimates_the_distance_between_clusters():
-    """choose_sigma: clusters of radius 0.01 at mutual distance sqrt 2, found unlabelled."""
+    """choose_sigma finds clusters of radius 0.01 at distance sqrt 2, without labels."""
     V, rng = 8, np.random.default_rng(0)
     h = torch.eye(V)[rng.integers(V, size=(500, 2))]
     h = h + 0.01 * torch.from_numpy(rng.standard_normal(h.shape)).float() / V**0.5
@@ -609,7 +616,7 @@ def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L):
 
 
 def test_diagnose_measures_distances_to_the_exact_posterior():
-    """For a network that errs by construction: Eq. (4) is what outputs are compared with."""
+    """Of a network that errs by construction; outputs are compared with Eq. (4)."""
     rhm = grammar(4, 2, 2, 1)
 
     class Oracle(torch.nn.Module):  # outputs the label exactly but mistakes 3 for 0
@@ -1067,7 +1074,7 @@ def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge()
     """Rows 0 and 1 of the top table hold every label once: symbols 0 and 1 of level 1
     share a flat q.  The network merges these two and no others, and scores what the
     best guesser scores who cannot tell 0 from 1.  sigma comes from the exact q: the
-    learner's own choice zooms in until sampling noise tells the two apart."""
+    learner's own choice may zoom in until sampling noise tells the two apart."""
     twins, C, V = sum_grammar(2, 0, 0, seed=3), 20, 8
     assert twins.assumption_6_failures() == [
         "Assumption 6(b) fails at level 2: K_rho = 0, since symbols 0 and 1 of level 1 "
@@ -1278,7 +1285,7 @@ def test_the_command_line_refuses_in_one_line_before_training(
 
 
 def test_rhm_py_runs_alone_with_numpy(tmp_path):
-    """Copied into an empty folder, without torch: 25 lines, a grammar and its signal."""
+    """Copied into an empty folder, without torch: a grammar and its signal."""
     code = (
         "import sys; sys.modules['torch'] = None; import runpy; "
         "runpy.run_path('rhm.py', run_name='__main__')"
@@ -1292,3 +1299,48 @@ def test_rhm_py_runs_alone_with_numpy(tmp_path):
     )
     assert done.returncode == 0 and done.stderr == ""
     assert len(done.stdout.splitlines()) <= 25 and "kappa = 1, K_rho" in done.stdout
+
+
+# ---- README.md -----------------------------------------------------------------------
+
+README = Path(__file__).with_name("README.md").read_text()
+
+
+def test_the_readme_names_functions_and_tests_that_exist():
+    """From paper to code: every name resolves, every numbered test is listed."""
+    table = README.split("## From the paper to the code")[1].split("\n## ")[0]
+    rows = [
+        line.split("|")[1:4] for line in table.splitlines() if line.startswith("| ")
+    ]
+    assert len(rows) > 25
+    listed = set()
+    for _, code, tests in rows:
+        for name in re.findall(r"`([\w.]+)`", code):
+            home, *rest = name.split(".")
+            found = next(getattr(m, home) for m in (rhm, model, tl) if hasattr(m, home))
+            assert all(hasattr(found, attribute) for attribute in rest), name
+        listed |= set(re.findall(r"`(test_\w+)`", tests))
+    assert listed <= set(globals())
+    numbered = r"test_(principle|definition|eq|construction|lemma|theorem|prop|section)"
+    assert {name for name in globals() if re.match(numbered, name)} <= listed
+
+
+def test_the_readme_states_the_defaults_of_the_code():
+    stated = dict(re.findall(r"`(\w+) = ([\w.]+)`", README))
+    assert stated == {field: str(value) for field, value in vars(Config()).items()}
+
+
+def test_the_readme_commands_parse_and_its_snippets_compile(monkeypatch):
+    """Every `python train_layerwise.py ...` reaches its experiment; nothing is run."""
+    reached = []
+    for name in ("run", "sweep", "check_figure"):
+        monkeypatch.setattr(tl, name, lambda *a, name=name, **k: reached.append(name))
+    commands = re.findall(r"python train_layerwise\.py([^`\n;&]*)", README)
+    for options in commands:
+        tl.main(options.replace("$seed", "3").split())
+    assert len(commands) > 5 and reached.count("check_figure") == len(commands)
+    assert (
+        reached.count("sweep") == sum("--sweep" in options for options in commands) > 0
+    )
+    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        compile(snippet, "README.md", "exec")

@@ -34,16 +34,12 @@ class Config:
     m: int = 4  # rules per symbol
     s: int = 2  # tokens per patch
     L: int = 4  # levels
-    C: float = (
-        10.0  # samples: N^(l) = C V m m^l (Section 4.2, with the corrected Lemma 18)
-    )
+    C: float = 10.0  # samples: N^(l) = C V m m^l (Section 4.2, corrected Lemma 18)
     M: int = 512  # random frequencies per level, Eq. (6)
     seed: int = 0  # of grammar, training data, features and test data, each on its own
     device: str = "cpu"  # or cuda
     ridge: float = 0.01  # lambda_W = ridge / |P_l|; the proof has ridge = 1
-    bandwidth: float = (
-        1.5  # sigma in units of the learner's estimate of rho~, see below
-    )
+    bandwidth: float = 1.5  # sigma over the estimate of rho~ in choose_sigma
     kappa: float = 1.0  # of Assumption 6(a), as assumed by the learner in Lemma 17
     eps: float = 0.01  # target error eps_* of Lemma 17; sets the number of steps
 
@@ -60,9 +56,8 @@ class Config:
         try:
             torch.zeros(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"cannot use device {self.device}: {error}".splitlines()[0]
-            )
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"cannot use device {self.device}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,8 @@ def draw_first_patches(rhm, N, level, rng, device="cpu"):
     level-`level` patch came with each label.  Millions of samples fit in a small table.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
     """
-    leaves = torch.zeros(
-        0, rhm.s ** (rhm.L - level + 1), dtype=torch.int32, device=device
-    )
+    width = rhm.s ** (rhm.L - level + 1)
+    leaves = torch.zeros(0, width, dtype=torch.int32, device=device)
     counts = torch.zeros(0, rhm.V, dtype=torch.int64, device=device)
     for start in range(0, N, SAMPLES_AT_A_TIME):
         tokens, labels = rhm.sample(min(SAMPLES_AT_A_TIME, N - start), rng, level)
@@ -142,9 +136,7 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
     spectrum, Q = torch.linalg.eigh(covariance)
     target = correlation @ Q
 
-    def loss(
-        W,
-    ):  # 1/2 E^||e_zeta - W x||^2 + lambda_W / 2 ||W||^2, since ||e_zeta|| = 1
+    def loss(W):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
         return 0.5 + (W * (0.5 * (spectrum + lambda_W) * W - target)).sum()
 
     W = torch.zeros_like(target)
@@ -199,13 +191,10 @@ def train(rhm, config, report=None, sigmas=None):
             sigma = 0.5  # one-hot tokens: rho~ = sqrt(2) is known
         else:
             sigma = choose_sigma(h, counts, config.bandwidth, feature_rng)
-        omega = (
-            feature_rng.standard_normal((config.M, rhm.s * rhm.V)) / sigma
-        )  # Eq. (6)
+        omega = feature_rng.standard_normal((config.M, rhm.s * rhm.V)) / sigma
         omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
-        level, losses, minimum = train_level(
-            h.flatten(1), counts, omega, lambda_W, eta, T
-        )
+        h = h.flatten(1)  # (U, s V): one row a patch
+        level, losses, minimum = train_level(h, counts, omega, lambda_W, eta, T)
         net.append(level)
         seconds = time.perf_counter() - start
         stages.append(Stage(l, N, len(leaves), sigma, losses, minimum, seconds))
