@@ -449,7 +449,7 @@ def plot_sample_complexity(curves, path):
     ]
     keys += [Line2D([], [], c="grey", ls=lines[label], label=label) for label in lines]
     figure.legend(handles=keys, loc="outside right center")
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
