@@ -79,7 +79,7 @@ class RHM:
         then dealt at random to the V symbols of the level above, m each. rng: a numpy
         Generator.  ValueError when no such grammar exists.
         """
-        _check_sizes(V, m, s, L)
+        V, m, s, L = _check_sizes(V, m, s, L)
         rules = np.empty((L, V, m, s), dtype=np.int32)
         powers = V ** np.arange(s - 1, -1, -1)  # patches are numbered in base V
         for l in range(L):
@@ -106,6 +106,7 @@ class RHM:
         if not _is_integer(n) or n < 0:
             raise ValueError(f"n must be an integer >= 0, got {n!r}")
         self._check_level(level)
+        n, level = int(n), int(level)  # NumPy's small integers would overflow
         if n * s ** (L - level + 1) > 2**31:
             raise ValueError(
                 f"{n} x {s}^{L - level + 1} tokens are more than 2^31: draw fewer"
@@ -282,17 +283,19 @@ def _is_integer(x):
 
 
 def _check_sizes(V, m, s, L):
-    """Refuse sizes for which no non-ambiguous grammar exists (Definition 4)."""
+    """Sizes as ints; refuse those without a non-ambiguous grammar (Definition 4)."""
     for name, size in dict(V=V, m=m, s=s, L=L).items():
         if not _is_integer(size) or size < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {size!r}")
-    if V > 1 and (s > 63 or int(V) ** int(s) >= 2**63):
+    V, m, s, L = int(V), int(m), int(s), int(L)
+    if V > 1 and (s > 63 or V**s >= 2**63):
         raise ValueError(f"V^s < 2^63 is needed, got V = {V}, s = {s}")
-    if V * m > int(V) ** int(s) or V * m >= 2**31:
+    if V * m > V**s or V * m >= 2**31:
         raise ValueError(
             f"V m <= V^s, that is m <= V^(s-1), and V m < 2^31 are needed, "
             f"got V m = {V} * {m} = {V * m} and V^s = {V}^{s} = {V**s}"
         )
+    return V, m, s, L
 
 
 def main():
