@@ -37,7 +37,8 @@ from train_layerwise import (
 
 SIZES = [  # (V, m, s, L), the corner cases included
     (16, 4, 2, 4), (5, 3, 3, 2), (4, 2, 2, 3), (3, 2, 4, 2), (7, 1, 2, 3), (6, 1, 1, 3),
-    (5, 2, 2, 1), (2, 2, 2, 3), (1, 1, 1, 1), (1, 1, 3, 2), (2, 2, 62, 1), (90, 9, 9, 1),
+    (5, 2, 2, 1), (2, 2, 2, 3), (1, 1, 1, 1), (1, 1, 3, 2), (2, 2, 62, 1),
+    (90, 9, 9, 1),
 ]  # fmt: skip
 
 
@@ -237,6 +238,14 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
         "level 1 are never first"
     ]
     assert grammar(16, 4, 2, 4).assumption_6_failures() == []
+
+
+def test_a_signal_of_rounding_errors_is_no_signal():
+    """Two rows of q that are equal on paper differ by 3e-17 here: rho^(4) is 0."""
+    rhm = grammar(5, 5, 2, 4)
+    q = rhm.label_posterior(4)
+    gaps = [np.linalg.norm(a - b) for k, a in enumerate(q) for b in q[:k]]
+    assert 0 < min(gaps) < 1e-16 and rhm.signal(4) == rhm.K_rho == 0
 
 
 @pytest.mark.parametrize("V, m, least, most", [(16, 4, 5, 60), (8, 3, 130, 256)])
@@ -629,6 +638,8 @@ def test_diagnose_measures_distances_to_the_exact_posterior():
     assert blocks[1, :, 2] == pytest.approx(2**0.5)
     share = accuracy(Oracle(), rhm, 4000, np.random.default_rng(0))
     assert 0.7 < share < 0.8
+    other = diagnose(Oracle(), rhm, 1, np.random.default_rng(1), n=4000)
+    assert not np.array_equal(found["errors"], other["errors"])  # fresh patches
 
 
 # ---- Section 3: what the network can represent ---------------------------------------
@@ -885,7 +896,7 @@ def test_lemma_17_a_level_returns_the_posterior_up_to_eps(usual, fit):
     eps_S, eps_O = 1 / (4 * P), eps / (600 * P**2 * kappa * math.sqrt(V))
     N = math.ceil(32 * kappa * P / eps**2 * math.log(4 * P / delta))
     lambda_W, eta, T = schedule(V, m, Config(ridge=1.0, kappa=kappa, eps=eps))
-    assert T >= P * math.log(100 * P * kappa * math.sqrt(V) / eps)
+    assert T == math.ceil(P * math.log(100 * P * kappa * math.sqrt(V) / eps))
 
     h = clusters(usual, 3, R, eps_S, eps_O, rng)
     q = usual.label_posterior(3).repeat(m, axis=0)
@@ -1223,6 +1234,15 @@ def test_main_reaches_100_percent_and_writes_the_picture(tmp_path, capsys):
     assert (
         figure.read_bytes().startswith(b"\x89PNG") and figure.stat().st_size < 200_000
     )
+
+
+def test_no_random_stream_is_used_twice(tmp_path, monkeypatch):
+    """Grammar, data, features, a diagnosis a level, test: seven different seeds."""
+    seeds, default_rng = [], np.random.default_rng
+    record = lambda seed: seeds.append(str(seed)) or default_rng(seed)
+    monkeypatch.setattr(np.random, "default_rng", record)
+    tl.main(["--V=8", "--m=2", "--L=3", "--M=32", f"--figure={tmp_path / 'run.png'}"])
+    assert len(seeds) == len(set(seeds)) == 7
 
 
 def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, capsys):
