@@ -107,8 +107,8 @@ class DeepCNN(nn.Sequential):
 def distinct_rows(ids, base):
     """The distinct rows of an integer array (n, width) with entries in range(base).
 
-    Not in the paper.  Returns them as (U, width), and for each row of ids its number
-    (n,).
+    Not in the paper; n * base must be below 2^63.  Returns them as (U, width), and for
+    each row of ids its number (n,).
     """
     code = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     codes = 1  # code, the row so far as a number in base `base`, is below this

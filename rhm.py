@@ -107,7 +107,7 @@ class RHM:
     def _derive(self, n, rng, level):
         """The arrays of sample_tree one by one, each made from the one before."""
         V, m, s, L = self.V, self.m, self.s, self.L
-        if not _is_integer(n) or n < 0:
+        if not is_integer(n) or n < 0:
             raise ValueError(f"n must be an integer >= 0, got {n!r}")
         self._check_level(level)
         n, level = int(n), int(level)  # NumPy's small integers would overflow
@@ -130,7 +130,9 @@ class RHM:
             for i in range(0, n, step):
                 out = patches[i : i + step]
                 np.take(rules, index[i : i + step], axis=0, out=out, mode="clip")
-            tokens = patches[:, :, 0] if l + 1 < level else patches.reshape(n, -1)
+            tokens = patches.reshape(n, index.shape[1] * s)
+            if l + 1 < level:
+                tokens = tokens[:, :1]  # the others do not lead to the patch sought
             yield tokens
 
     def sample(self, n, rng, level=1):
@@ -273,7 +275,7 @@ class RHM:
         return patches @ self.V ** np.arange(self.s - 1, -1, -1)
 
     def _check_level(self, level):
-        if not _is_integer(level) or not 1 <= level <= self.L:
+        if not is_integer(level) or not 1 <= level <= self.L:
             raise ValueError(f"level must be an integer in 1..{self.L}, got {level!r}")
 
 
@@ -292,14 +294,15 @@ def signal_bound(m, level):
     return (20 * m) ** (-(level - 1) / 2)
 
 
-def _is_integer(x):
+def is_integer(x):
+    """Whether x is a Python or NumPy integer, and no bool; not in the paper."""
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def _check_sizes(V, m, s, L):
     """Sizes as ints; refuse those without a non-ambiguous grammar (Definition 4)."""
     for name, size in dict(V=V, m=m, s=s, L=L).items():
-        if not _is_integer(size) or size < 1:
+        if not is_integer(size) or size < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {size!r}")
     V, m, s, L = int(V), int(m), int(s), int(L)
     if V > 1 and (s > 63 or V**s >= 2**63):
@@ -336,7 +339,8 @@ def main():
         typical, bound = typical_signal(rhm.V, rhm.m, l), signal_bound(rhm.m, l)
         print(f"  {l:5} {rhm.signal(l):8.4f}  {typical:8.4f}   {bound:14.4f}")
     print(f"  kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
-    print("\n".join(rhm.assumption_6_failures()))
+    for line in rhm.assumption_6_failures():
+        print(line)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import math
 import time
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from model import CHUNK, DeepCNN, Level, distinct_rows
-from rhm import RHM, signal_bound, typical_signal
+from rhm import RHM, is_integer, signal_bound, typical_signal
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -45,12 +46,13 @@ class Config:
 
     def __post_init__(self):
         for name in ("C", "ridge", "bandwidth", "kappa", "eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 < value < 1e9:
+                raise ValueError(f"{name} must lie between 0 and 1e9, got {value!r}")
         for name, least in (("M", 1), ("seed", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value}")
+            if not is_integer(value) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
         if str(self.device).split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device}")
         try:
@@ -79,8 +81,11 @@ def draw_first_patches(rhm, N, level, rng, device="cpu"):
     Eq. (3) sees the data only through how often each leaf string under the first
     level-`level` patch came with each label.  Millions of samples fit in a small table.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
+    ValueError for N outside 1..2^31, and from rhm.sample.
     """
-    width = rhm.s ** (rhm.L - level + 1)
+    if not is_integer(N) or not 1 <= N <= 2**31:
+        raise ValueError(f"level {level} must have 1 to 2^31 samples, got {N!r}")
+    width = rhm.s ** (rhm.L - int(level) + 1)
     leaves = torch.zeros(0, width, dtype=torch.int32, device=device)
     counts = torch.zeros(0, rhm.V, dtype=torch.int64, device=device)
     for start in range(0, N, SAMPLES_AT_A_TIME):
@@ -120,8 +125,8 @@ def schedule(V, m, config):
     """
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = config.ridge / P
-    T = P * math.log(100 * P * config.kappa * math.sqrt(V) / config.eps)
-    return lambda_W, 2 / (1 + 2 * lambda_W), math.ceil(T)
+    T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
+    return lambda_W, 2 / (1 + 2 * lambda_W), max(1, math.ceil(T))
 
 
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
@@ -134,6 +139,7 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
     # eigenbasis of E^[x x^T] = Q diag(spectrum) Q^T a step is elementwise, V 2M numbers
     # instead of V (2M)^2; below, W and target stand for W Q and E^[e_zeta x^T] Q.
     spectrum, Q = torch.linalg.eigh(covariance)
+    spectrum = spectrum.clamp(min=0)  # no variance is below 0 but by rounding
     target = correlation @ Q
 
     def loss(W):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
@@ -191,6 +197,8 @@ def train(rhm, config, report=None, sigmas=None):
             sigma = 0.5  # one-hot tokens: rho~ = sqrt(2) is known
         else:
             sigma = choose_sigma(h, counts, config.bandwidth, feature_rng)
+        if not isinstance(sigma, Real) or not 1e-30 < sigma < 1e30:
+            raise ValueError(f"sigma must be between 1e-30 and 1e30, got {sigma!r}")
         omega = feature_rng.standard_normal((config.M, rhm.s * rhm.V)) / sigma
         omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
         h = h.flatten(1)  # (U, s V): one row a patch
@@ -214,8 +222,13 @@ def predict(net, tokens):
 
 
 def accuracy(net, rhm, n, rng):
-    """Share of n fresh sentences whose label is the output's argmax (Section 2.2)."""
+    """Share of n fresh sentences whose label is the output's argmax (Section 2.2).
+
+    ValueError for n < 1.
+    """
     tokens, labels = rhm.sample(n, rng)
+    if not len(labels):
+        raise ValueError("an accuracy needs n >= 1 sentences, got 0")
     return float((predict(net, tokens).argmax(1) == labels).mean())
 
 
@@ -228,14 +241,17 @@ def distances(a, b):
 def diagnose(net, rhm, level, rng, n=10_000):
     """Compare the outputs of a level with Eq. (4), on n fresh patches.
 
-    net: trained down to `level`.  Returns a dict: errors (n,), the ||output - q_mu||
-    that Lemma 17 bounds by eps_*; spread, the median distance of an output from its
-    symbol's mean; between, the smallest distance between the means of two symbols;
-    nearest, the share of outputs whose nearest q is their own; and matrix, the
-    distances between the outputs of one instance of each patch, sorted by symbol.
+    net: trained down to `level` or further.  Returns a dict: errors (n,), the
+    ||output - q_mu|| that Lemma 17 bounds by eps_*; spread, the median distance of an
+    output from its symbol's mean; between, the smallest distance between the means of
+    two symbols; nearest, the share of outputs whose nearest q is their own; and matrix,
+    the distances between the outputs of one instance of each patch, sorted by symbol.
+    ValueError for n < 1 or a level outside 1..L.
     """
     tree = rhm.sample_tree(n, rng, level)
-    outputs = predict(net, tree[-1])  # (n, V)
+    if not len(tree[0]):
+        raise ValueError("a diagnosis needs n >= 1 patches, got 0")
+    outputs = predict(net[: rhm.L - level + 1], tree[-1])  # (n, V)
     seen, symbol = np.unique(tree[level - 1], return_inverse=True)
     symbol = symbol.ravel()  # what each patch stands for, as a row of seen
     to_q = distances(outputs, rhm.label_posterior(level)[seen])
