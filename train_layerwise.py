@@ -49,10 +49,12 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 < value < 1e9:
                 raise ValueError(f"{name} must lie between 0 and 1e9, got {value!r}")
+            object.__setattr__(self, name, float(value))
         for name, least in (("M", 1), ("seed", 0)):
             value = getattr(self, name)
             if not is_integer(value) or value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+            object.__setattr__(self, name, int(value))
         if str(self.device).split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device}")
         try:
