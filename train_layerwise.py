@@ -83,8 +83,10 @@ def draw_first_patches(rhm, N, level, rng, device="cpu"):
     Eq. (3) sees the data only through how often each leaf string under the first
     level-`level` patch came with each label.  Millions of samples fit in a small table.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
-    ValueError for N outside 1..2^31, and from rhm.sample.
+    ValueError for N outside 1..2^31 or a level outside 1..L.
     """
+    if not is_integer(level) or not 1 <= level <= rhm.L:
+        raise ValueError(f"level must be an integer in 1..{rhm.L}, got {level!r}")
     if not is_integer(N) or not 1 <= N <= 2**31:
         raise ValueError(f"level {level} must have 1 to 2^31 samples, got {N!r}")
     width = rhm.s ** (rhm.L - int(level) + 1)
