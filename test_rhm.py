@@ -1065,7 +1065,7 @@ def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge()
 
     control = sum_grammar(0, 0, 0, seed=3)
     assert not control.assumption_6_failures()
-    assert learn(control, exact_sigmas(control), **settings)[2] > 0.995
+    assert learn(control, exact_sigmas(control), **settings)[2] > 0.98
 
 
 # ---- Bad input and the command line --------------------------------------------------
@@ -1144,14 +1144,9 @@ def changed(symbol, rule, patch):
         (lambda: Config(device="abacus"), "device must be cpu or cuda, got abacus"),
         (lambda: Config(device="meta"), "device must be cpu or cuda, got meta"),
         (lambda: Config(device="cuda:99"), "cannot use device cuda:99"),
-        (
-            lambda: draw_first_patches(grammar(), 0, 1, RNG),
-            r"1 to 2\^31 samples, got 0",
-        ),
-        (
-            lambda: train(grammar(), Config(C=1e8)),
-            r"level 3 must have 1 to 2\^31 sampl",
-        ),
+        (lambda: draw_first_patches(grammar(), 0, 1, RNG), r"have 1 to 2\^31 samples"),
+        (lambda: draw_first_patches(grammar(), 9, 4, RNG), "must be .* in 1..3, got 4"),
+        (lambda: train(grammar(), Config(C=1e8)), r"level 3 must have 1 to 2\^31 sam"),
         (lambda: train(grammar(), SMALL, sigmas={2: 0}), "sigma must be .*, got 0"),
         (lambda: accuracy(network(4, 2), grammar(), 0, RNG), "needs n >= 1 sentences"),
         (lambda: diagnose(network(4, 2), grammar(), 2, RNG, 0), "needs n >= 1 patches"),
