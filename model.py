@@ -4,8 +4,7 @@ Every level has one matrix W for all its patches: a convolution with kernel = st
 s. Token embeddings live in R^V; a patch embedding concatenates s of them and lifts them
 with M random frequencies omega (a cosine and a sine each) to R^(2M).
 
-    (n, s^L) tokens -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> (n, V) label
-    scores
+    tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, V)
 """
 
 import torch
@@ -40,7 +39,11 @@ class Level(nn.Module):
         return random_fourier_features(h, self.omega)
 
     def forward(self, h):
-        """Eq. (2): W x divided by the sum of its entries, (..., s V) -> (..., V)."""
+        """Eq. (2): W x divided by the sum of its entries, (..., s V) -> (..., V).
+
+        That sum is positive near the patches of the training set (Lemma 16); elsewhere
+        it can be anything.
+        """
         scores = self.patch_embedding(h) @ self.W.T
         return scores / scores.sum(-1, keepdim=True)
 
@@ -99,7 +102,7 @@ class DeepCNN(nn.Sequential):
         return table[ids]
 
     def forward(self, tokens):
-        """Label scores (n, V) once one token is left, else as embed (Section 2.2)."""
+        """The output (n, V) once one token is left, else as embed (Section 2.2)."""
         h = self.embed(tokens)
         return h[:, 0] if h.shape[1] == 1 else h
 

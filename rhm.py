@@ -21,10 +21,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class RHM:
-    """A (V, m)-uniform, non-ambiguous grammar (Definitions 3 and 4).
+    """A (V, m)-uniform, non-ambiguous grammar (Section 2.1, Definitions 3 and 4).
 
     rules: integers (L, V, m, s); kept as a read-only int32 copy.  ValueError, naming
-    the condition and the place, when Definition 4 is violated.
+    the condition and the place, when they are no such grammar.
     """
 
     rules: np.ndarray
@@ -96,8 +96,8 @@ class RHM:
         """Draw n derivations; return the symbols of all levels, the latent ones too.
 
         Definition 3: the label is uniform, a symbol is rewritten by one of its m rules,
-        uniformly and independently.  Only the first level-`level` patch and what it
-        stands on or generates is drawn: same law as those columns of whole sentences.
+        uniformly and independently.  Only the first level-`level` patch, its ancestors
+        and its descendants are drawn: same law as those columns of whole sentences.
         Returns L + 1 int32 arrays; number l is (n, s^(l-level+1)) from l = level on,
         and (n, 1) above.  ValueError for n < 0, a level outside 1..L, or over 2^31
         tokens.
@@ -222,7 +222,7 @@ class RHM:
             j = distances.argmin()
             if distances[j] < closest[0]:
                 closest = (float(distances[j]), int(nu), int(first[i + 1 + j]))
-        # q comes from `level` products of sums of V nonnegative terms, so rounding
+        # q comes from level - 1 products of sums of V nonnegative terms, so rounding
         # stays below level * V * 2^-52: distances under that are zero.
         zero = closest[0] <= level * self.V * np.finfo(float).eps
         return (0.0, *closest[1:]) if zero else closest
@@ -283,8 +283,8 @@ def typical_signal(V, m, level):
     """Root mean square over grammars of ||q_mu - q_mu'||, for patches not synonymous.
 
     Behind Lemma 29: over Appendix B's random deal, E ||T z||^2 = ||z||^2 (V-1) / (mV-1)
-    for every z that sums to 0, exactly; ||e_nu - e_nu'||^2 = 2 passes through level - 1
-    of them.
+    for every z that sums to 0, exactly; and q_mu - q_mu' is e_nu - e_nu', of squared
+    norm 2, after level - 1 such matrices.
     """
     return np.sqrt(2 * ((V - 1) / max(m * V - 1, 1)) ** (level - 1))
 
@@ -300,7 +300,7 @@ def is_integer(x):
 
 
 def _check_sizes(V, m, s, L):
-    """Sizes as ints; refuse those without a non-ambiguous grammar (Definition 4)."""
+    """Sizes as ints; refuse those without a non-ambiguous grammar (Section 2.1)."""
     for name, size in dict(V=V, m=m, s=s, L=L).items():
         if not is_integer(size) or size < 1:
             raise ValueError(f"{name} must be an integer >= 1, got {size!r}")
