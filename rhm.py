@@ -102,38 +102,24 @@ class RHM:
         and (n, 1) above.  ValueError for n < 0, a level outside 1..L, or over 2^31
         tokens.
         """
-        return list(self._derive(n, rng, level))
-
-    def _derive(self, n, rng, level):
-        """The arrays of sample_tree one by one, each made from the one before."""
-        V, m, s, L = self.V, self.m, self.s, self.L
         if not is_integer(n) or n < 0:
             raise ValueError(f"n must be an integer >= 0, got {n!r}")
         self._check_level(level)
         n, level = int(n), int(level)  # NumPy's small integers would overflow
-        if n * s ** (L - level + 1) > 2**31:
-            raise ValueError(
-                f"{n} x {s}^{L - level + 1} tokens are more than 2^31: draw fewer"
-            )
-        tokens = rng.integers(V, size=(n, 1), dtype=np.int32)
-        yield tokens
-        narrow = np.int16 if V * m < 2**15 else np.int32
-        for l in range(L):
-            # Flat indices in few bytes and np.take, some rows at a time: several times
-            # faster than self.rules[l, tokens, choice], whose 64-bit indices and
-            # temporary arrays do not fit the cache.
-            index = np.multiply(tokens, m, dtype=narrow, casting="unsafe")
-            index += rng.integers(m, size=index.shape, dtype=np.min_scalar_type(m - 1))
-            rules = self.rules[l].reshape(V * m, s)
-            patches = np.empty((*index.shape, s), dtype=np.int32)
-            step = 1 + 2**15 // index.shape[1]
-            for i in range(0, n, step):
-                out = patches[i : i + step]
-                np.take(rules, index[i : i + step], axis=0, out=out, mode="clip")
-            tokens = patches.reshape(n, index.shape[1] * s)
+        m, s, depth = self.m, self.s, self.L - level + 1
+        if n * s**depth > 2**31:
+            raise ValueError(f"{n} x {s}^{depth} tokens are more than 2^31: draw fewer")
+        tree = [rng.integers(self.V, size=(n, 1), dtype=np.int32)]
+        for l, rules in enumerate(self.rules):
+            shape, small = tree[l].shape, np.min_scalar_type(m - 1)
+            # Flat indices and np.take: several times faster than rules[tokens, choice].
+            index = tree[l] * m + rng.integers(m, size=shape, dtype=small)
+            patches = np.take(rules.reshape(-1, s), index, axis=0, mode="clip")
+            tokens = patches.reshape(n, shape[1] * s)
             if l + 1 < level:
                 tokens = tokens[:, :1]  # the others do not lead to the patch sought
-            yield tokens
+            tree.append(tokens)
+        return tree
 
     def sample(self, n, rng, level=1):
         """Draw n sentences with their labels; all that a learner may see.
@@ -142,11 +128,8 @@ class RHM:
         Returns tokens (n, s^(L-level+1)) and labels (n,), int32.  ValueError as
         sample_tree.
         """
-        levels = self._derive(n, rng, level)
-        labels = next(levels)
-        for tokens in levels:
-            pass  # only the leaves are kept
-        return tokens, labels[:, 0]
+        tree = self.sample_tree(n, rng, level)
+        return tree[-1], tree[0][:, 0]
 
     def parse(self, tokens):
         """Recover all latent symbols from whole sentences, bottom up (Section 2.1).

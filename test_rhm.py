@@ -110,6 +110,12 @@ def test_the_samplers_differ_and_every_patch_is_equally_likely():
         assert_frequencies(np.bincount(patches), np.full(9, 1 / 9))
         heads = [np.bincount(r[..., 0].ravel(), minlength=3) for r in rules[:50]]
         assert (np.array(heads) == 2).all() == uniform
+        if uniform:  # the tails of head 1 do not depend on those of head 0
+            grammars = np.arange(len(rules))[:, None, None]
+            missing = np.ones((len(rules), 3, 3))
+            missing[grammars, rules[..., 0], rules[..., 1]] = 0
+            a, b = missing[:, :2].argmax(2).T  # the tail that is not drawn
+            assert_frequencies(np.bincount(3 * a + b), np.full(9, 1 / 9))
 
 
 def test_a_tiny_grammar_written_out():
@@ -517,11 +523,13 @@ def test_the_learner_needs_only_samples_and_sizes():
 
 
 def test_the_same_seed_gives_the_same_numbers_bit_for_bit():
-    """And another data seed moves the network but neither grammar nor schedule."""
+    """Looking on while it trains changes nothing; another data seed moves the network,
+    but neither grammar nor schedule."""
     nets = []
-    for seed in (0, 0, 1):
+    look = lambda net, stage: diagnose(net, rhm, stage.level, np.random.default_rng(0))
+    for seed, report in ((0, None), (0, look), (1, None)):
         rhm = grammar(8, 2, 2, 3, seed=1)
-        net, stages = train(rhm, replace(SMALL, seed=seed))
+        net, stages = train(rhm, replace(SMALL, seed=seed), report)
         nets.append((net.state_dict(), [stage.sigma for stage in stages], rhm.rules))
     (a, sigma_a, rules_a), (b, sigma_b, rules_b), (c, sigma_c, rules_c) = nets
     assert sigma_a == sigma_b and all(torch.equal(a[key], b[key]) for key in a)
@@ -980,6 +988,37 @@ def test_theorem_7_layerwise_training_learns_the_grammar(V, m, s, L, seed):
     assert np.median(error) < 0.3 and np.quantile(error, 0.99) < 0.5**0.5
 
 
+def test_theorem_7_the_sweep_counts_the_samples_of_all_levels(
+    tmp_path, monkeypatch, capsys
+):
+    """The rate of Theorem 7, small: N is what all stages drew, N* rises with m, the
+    grammars with K_rho = 0 stay apart, and the shallow network gets the same N."""
+    drawn, train = [], tl.train
+
+    def count(rhm, config, sigmas=None):
+        if sigmas:  # the shallow network: not trained here
+            config = replace(config, M=1, eps=1.0)
+        net, stages = train(rhm, config, sigmas=sigmas)
+        drawn.append((rhm.L, sum(stage.N for stage in stages)))
+        return net, stages
+
+    monkeypatch.setattr(tl, "train", count)
+    curves = tl.sweep(tmp_path / "sweep.png", [(8, 2, 2, False), (8, 4, 2, False)], 3)
+    assert {(L, N) for *_, L, _, Ns, _ in curves for N in Ns} == set(drawn)
+    assert all(shares.shape == (len(Ns), 3) for *_, Ns, shares in curves)
+    assert all(shares[-1].mean() > 0.995 for *_, shares in curves)
+    out = capsys.readouterr().out
+    few, many = map(int, re.findall(r"N\* = (\d+)", out))
+    assert many > 2 * few
+    K_rho = [grammar(8, 2, 2, 2, seed).K_rho for seed in range(6)]
+    assert np.flatnonzero(K_rho).tolist() == [0, 1, 5] and "% of 3 " in out
+
+    drawn.clear()
+    points = list(tl.sample_complexity(8, 2, 2, shallow=True))
+    assert [(1, N) for N, *_ in points for _ in range(6)] == drawn
+    assert all(np.mean(good) < 0.5 for _, good, _ in points)
+
+
 # ---- Section 1, Principle 2: take one of its three conditions away -------------------
 
 
@@ -1199,6 +1238,13 @@ def test_main_reaches_100_percent_and_writes_the_picture(tmp_path, capsys):
     assert picture.startswith(b"\x89PNG") and len(picture) < 200_000
 
 
+def test_running_out_of_memory_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tl.main(["--M=1000000000000000", "--L=1", f"--figure={tmp_path / 'run.png'}"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "allocate" in error and error.count("\n") == 1
+
+
 def test_no_random_stream_is_used_twice(tmp_path, monkeypatch):
     """Grammar, data, features, a diagnosis a level, test: seven different seeds."""
     seeds, default_rng = [], np.random.default_rng
@@ -1238,6 +1284,10 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, capsys):
         ("--figure=figures/run.txt", "must end in .png, .pdf or .svg"),
         ("--figure=folder.png", "cannot write the figure folder.png: Is a directory"),
         ("--sweep --L=3", "--sweep has sizes, samples and seeds of its own"),
+        (
+            "--sweep --L=3 --figure=new.png",
+            "--sweep has sizes, samples and seeds of its",
+        ),
         ("--unknown=1", "unrecognized arguments: --unknown=1"),
     ],
 )
