@@ -1072,7 +1072,7 @@ def test_principle_2_ii_no_clean_signal_then_overfit():
     assert sigma > 3 and share > 0.999
     sigma, share, loss = found[0.1]
     assert sigma < 1 and share < 1 / rhm.V + 0.03
-    assert loss < 0.75 * (1 - 1 / rhm.V) / 2  # of Eq. (3) at the constant output 1/V
+    assert loss < 0.8 * (1 - 1 / rhm.V) / 2  # of Eq. (3) at the constant output 1/V
 
 
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
