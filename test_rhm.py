@@ -491,6 +491,11 @@ def test_gradient_descent_reaches_the_closed_form():
     assert torch.allclose(level.W, W_star, rtol=0, atol=1e-12)
     assert losses[-1] == pytest.approx(minimum, abs=1e-14)
     assert minimum == pytest.approx(loss_of_equation_3(W_star, x, counts, 0.05).item())
+    # An eigenvalue below zero, as rounding gives it, and a ridge that does not make up:
+    covariance = torch.diag(torch.tensor([1, -1e-7]).double())
+    correlation = torch.tensor([[1, 1e-8]]).double()
+    _, losses, minimum = gradient_descent(covariance, correlation, 1e-9, 1.0, 50)
+    assert minimum < losses.min()
 
 
 def test_merged_rows_train_the_same_weights_as_plain_rows():
