@@ -122,7 +122,7 @@ def choose_sigma(h, counts, factor, rng, pairs=20_000):
 
 
 def schedule(V, m, config):
-    """lambda_W = ridge / |P_l|, the step eta (Lemma 15), the number of steps T (17).
+    """lambda_W = ridge / |P_l|, the step eta of Lemma 15, the steps T of Lemma 17.
 
     The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], and the best constant
     step is 2 / (smallest + largest).  Lemma 15 prints eta = 2 / (1 + lambda_W).
@@ -130,7 +130,8 @@ def schedule(V, m, config):
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = config.ridge / P
     T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
-    return lambda_W, 2 / (1 + 2 * lambda_W), max(1, math.ceil(T))
+    T = max(1, math.ceil(T))  # at W = 0 Eq. (2) is 0 / 0
+    return lambda_W, 2 / (1 + 2 * lambda_W), T
 
 
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
@@ -186,7 +187,8 @@ def train(rhm, config, report=None, sigmas=None):
 
     Of the grammar it uses rhm.sample(n, rng, level) and the sizes V, m, s, L, nothing
     else. report: called as report(net, stage) after each stage.  sigmas: a dict level
-    -> bandwidth that takes the place of the learner's own choice.
+    -> bandwidth that takes the place of the learner's own choice.  ValueError for more
+    than 2^31 samples a stage, or a sigma that is no positive number.
     """
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
     lambda_W, eta, T = schedule(rhm.V, rhm.m, config)
