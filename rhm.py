@@ -102,10 +102,7 @@ class RHM:
         and (n, 1) above.  ValueError for n < 0, a level outside 1..L, or over 2^31
         tokens.
         """
-        if not is_integer(n) or n < 0:
-            raise ValueError(f"n must be an integer >= 0, got {n!r}")
-        self._check_level(level)
-        n, level = int(n), int(level)  # NumPy's small integers would overflow
+        n, level = as_integer("n", n, 0), as_integer("level", level, 1, self.L)
         m, s, depth = self.m, self.s, self.L - level + 1
         if n * s**depth > 2**31:
             raise ValueError(f"{n} x {s}^{depth} tokens are more than 2^31: draw fewer")
@@ -170,7 +167,7 @@ class RHM:
         Row nu is a level-(l-1) symbol, column mu a level-l symbol.
         ValueError for a level outside 1..L.
         """
-        self._check_level(l)
+        l = as_integer("level", l, 1, self.L)
         T = np.zeros((self.V, self.V))
         np.add.at(T, (np.arange(self.V)[:, None], self.rules[l - 1, :, :, 0]), 1)
         return T / self.m
@@ -190,13 +187,14 @@ class RHM:
         nu, so synonyms share it.  A symbol that is never first has a row of NaN.
         ValueError for a level outside 1..L.
         """
-        self._check_level(level)
+        level = as_integer("level", level, 1, self.L)
         joint = self._label_and_first_symbol(level - 1)
         with np.errstate(invalid="ignore"):
             return (joint / joint.sum(0)).T
 
     def _closest_symbols(self, level):
         """(rho^(level), nu, nu'): the two symbols of level - 1 with the nearest q."""
+        level = as_integer("level", level, 1, self.L)
         q = self.label_posterior(level)
         first = np.flatnonzero(~np.isnan(q[:, 0]))
         closest = (np.inf, None, None)
@@ -257,10 +255,6 @@ class RHM:
         """Patches (..., s) as int64 numbers in base V."""
         return patches @ self.V ** np.arange(self.s - 1, -1, -1)
 
-    def _check_level(self, level):
-        if not is_integer(level) or not 1 <= level <= self.L:
-            raise ValueError(f"level must be an integer in 1..{self.L}, got {level!r}")
-
 
 def typical_signal(V, m, level):
     """Root mean square over grammars of ||q_mu - q_mu'||, for patches not synonymous.
@@ -282,12 +276,20 @@ def is_integer(x):
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
+def as_integer(name, x, least, most=np.inf):
+    """x as an int, since NumPy's small integers overflow; not in the paper.
+
+    ValueError, with the name, unless x is an integer in least..most.
+    """
+    if not is_integer(x) or not least <= x <= most:
+        wanted = f">= {least}" if most == np.inf else f"in {least}..{most}"
+        raise ValueError(f"{name} must be an integer {wanted}, got {x!r}")
+    return int(x)
+
+
 def _check_sizes(V, m, s, L):
     """Sizes as ints; refuse those without a non-ambiguous grammar (Section 2.1)."""
-    for name, size in dict(V=V, m=m, s=s, L=L).items():
-        if not is_integer(size) or size < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {size!r}")
-    V, m, s, L = int(V), int(m), int(s), int(L)
+    V, m, s, L = (as_integer(k, x, 1) for k, x in dict(V=V, m=m, s=s, L=L).items())
     if V > 1 and (s > 63 or V**s >= 2**63):
         raise ValueError(f"V^s < 2^63 is needed, got V = {V}, s = {s}")
     if V * m > V**s or V * m >= 2**31:

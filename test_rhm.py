@@ -101,9 +101,8 @@ def test_definition_4_refuses_a_rule_twice_and_a_patch_of_two_symbols():
     """m distinct rules for each symbol; non-ambiguous, or a sentence has two labels."""
     with pytest.raises(ValueError, match=r"0 has the level-1 patch \[1, 0\] twice"):
         RHM([[[[1, 0], [1, 0]], [[0, 0], [1, 1]]]])
-    with pytest.raises(
-        ValueError, match=r"0 and 1 both generate the level-1 patch \[0"
-    ):
+    ambiguous = r"0 and 1 both generate the level-1 patch \[0"
+    with pytest.raises(ValueError, match=ambiguous):
         RHM([[[[0, 0], [1, 0]], [[0, 0], [1, 1]]]])
 
 
@@ -772,6 +771,14 @@ def fit(monkeypatch):
     return lambda h, counts, *optimiser: train_level(h, counts, h, *optimiser)[0]
 
 
+def representations(tokens, radius, R, rng):
+    """R copies of each patch of tokens (P, s, V), every token moved by `radius` in a
+    random direction.  Returns (P R, s V)."""
+    noise = rng.standard_normal((len(tokens), R, *tokens.shape[1:]))
+    noise *= radius / np.linalg.norm(noise, axis=3, keepdims=True)
+    return torch.tensor(tokens[:, None] + noise).flatten(2).flatten(0, 1)
+
+
 def clusters(rhm, level, R, eps_S, eps_O, rng):
     """R embeddings of each level-`level` patch, divided by Lemma 10's corrected sigma.
 
@@ -780,10 +787,8 @@ def clusters(rhm, level, R, eps_S, eps_O, rng):
     sigma = rhm.signal(level + 1) / (  # rho~ is the signal less eps~_S
         math.sqrt(2 * math.log(2 / eps_O)) + eps_S / math.sqrt(rhm.s)
     )
-    noise = rng.standard_normal((rhm.V * rhm.m, R, rhm.s, rhm.V))
-    noise *= eps_S / math.sqrt(rhm.s) / 2 / np.linalg.norm(noise, axis=3, keepdims=True)
-    q = rhm.label_posterior(level + 1)[rhm.rules[level - 1].reshape(-1, 1, rhm.s)]
-    return torch.tensor(q / sigma + noise).flatten(2).flatten(0, 1)
+    tokens = rhm.label_posterior(level + 1)[rhm.rules[level - 1].reshape(-1, rhm.s)]
+    return representations(tokens / sigma, eps_S / math.sqrt(rhm.s) / 2, R, rng)
 
 
 def overlap_and_spread(x, R):
@@ -805,9 +810,10 @@ def test_equation_8_features_and_label_are_independent_given_the_patch(tiny):
     all derivations P[leaves, label | mu] = P[leaves | mu] q_mu(label).  So E[e x^T] is
     the sum of p_mu q_mu E[x_mu]^T: of the label only q reaches the level.  Features
     that see the next patch know more."""
+    tree = derivations(tiny)
     for level in (1, 2, 3):
-        tree, s = derivations(tiny), tiny.s
-        leaves = tree[3][:, : s ** (4 - level)] @ 4 ** np.arange(s ** (4 - level))
+        width = tiny.s ** (4 - level)
+        leaves = tree[3][:, :width] @ 4 ** np.arange(width)
         _, leaves = np.unique(leaves, return_inverse=True)
         joint = np.zeros((leaves.max() + 1, tiny.V))
         np.add.at(joint, (leaves, tree[0][:, 0]), 1)
@@ -826,7 +832,6 @@ def test_equation_8_features_and_label_are_independent_given_the_patch(tiny):
         e, q = np.eye(tiny.V)[tree[0][:, 0]], tiny.label_posterior(2)[tree[1][:, 0]]
         return np.abs(e.T @ x - q.T @ x_mean).max() / len(x)
 
-    tree = derivations(tiny)
     assert violation(tree, tree[3][:, :4]) < 1e-12
     assert violation(tree, tree[3][:, 4:]) > 1e-3
 
@@ -873,13 +878,14 @@ def test_lemma_14_equation_9_the_minimiser_returns_the_posterior(tiny, fit):
             errors.append(difference.norm(dim=1).max())
         return max(errors).item()
 
-    rest = []
+    rest = {}
     for eps_O, eps_S in ((1e-4, 1 / 32), (1e-9, 1 / 32), (1e-9, 1 / 64)):
         h = clusters(tiny, 2, R, eps_S, eps_O, np.random.default_rng(1))
         assert violation(h, independent.flatten(0, 1)) <= 6 * P**2 * eps_O
-        rest.append(violation(h, drawn))
-    assert 6 * P**2 * eps_O < rest[1] <= eps_S**2 * 4 * math.sqrt(P / N) / 2
-    assert rest[1] / rest[2] == pytest.approx(4, rel=0.01)
+        rest[eps_S] = violation(h, drawn)
+    large, small = rest[1 / 32], rest[1 / 64]
+    assert 6 * P**2 * eps_O < large <= 0.5 * (1 / 32) ** 2 * math.sqrt(P / N)
+    assert large / small == pytest.approx(4, rel=0.01)
 
 
 # ---- Appendix A: steps, weights and samples ------------------------------------------
@@ -899,7 +905,7 @@ def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
     W_star = correlation @ torch.linalg.inv(covariance + torch.eye(len(p)) / P)
     assert W_star.norm() <= math.sqrt(P) / 2 + 1e-12
     lambda_W, eta, T = schedule(V, m, Config(ridge=1.0))
-    for step in {eta, 2 / (1 + lambda_W)} if P > 1 else {eta}:
+    for step in (eta, 2 / (1 + lambda_W)) if P > 1 else (eta,):
         for t in range(T + 1):
             W, *_ = gradient_descent(covariance, correlation, lambda_W, step, t)
             assert (W - W_star).norm() <= math.exp(-t / P) * W_star.norm() + 1e-12
@@ -1039,18 +1045,13 @@ def test_lemma_11_some_accuracy_below_is_enough_for_any_above(usual, fit, eps):
     sigma = (rho - 2 * below) / math.sqrt(2 * math.log(2 / eps_O))  # of Lemma 10
     p = np.tile([0.5, 1.5], P // 2) / P
     counts = torch.tensor(np.repeat(p[:, None] * q, R, axis=0))  # the exact law
-    tokens = usual.label_posterior(4)[usual.rules[2].reshape(-1, 1, s)]
+    tokens = usual.label_posterior(4)[usual.rules[2].reshape(-1, s)] / sigma
     optimiser = schedule(V, m, Config(ridge=1.0, kappa=kappa, eps=eps))
 
-    def error(size):
-        def seen():  # R representations of each patch, (P R, s V)
-            noise = rng.standard_normal((P, R, s, V))
-            noise *= size / np.linalg.norm(noise, axis=3, keepdims=True)
-            return torch.tensor((tokens + noise) / sigma).flatten(2).flatten(0, 1)
-
-        level = fit(seen(), counts, *optimiser)
+    def error(radius):
+        h, new = (representations(tokens, radius / sigma, R, rng) for _ in range(2))
         target = torch.tensor(np.repeat(q, R, axis=0))
-        return (level(seen()) - target).norm(dim=1).max()
+        return (fit(h, counts, *optimiser)(new) - target).norm(dim=1).max()
 
     assert error(below) <= eps < error(2 * rho)
 

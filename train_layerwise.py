@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from model import CHUNK, DeepCNN, Level, distinct_rows
-from rhm import RHM, is_integer, signal_bound, typical_signal
+from rhm import RHM, as_integer, is_integer, signal_bound, typical_signal
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -51,10 +51,8 @@ class Config:
                 raise ValueError(f"{name} must lie between 0 and 1e9, got {value!r}")
             object.__setattr__(self, name, float(value))
         for name, least in (("M", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not is_integer(value) or value < least:
-                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            value = as_integer(name, getattr(self, name), least)
+            object.__setattr__(self, name, value)
         if str(self.device).split(":")[0] not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {self.device}")
         try:
@@ -85,11 +83,10 @@ def draw_first_patches(rhm, N, level, rng, device="cpu"):
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
     ValueError for N outside 1..2^31 or a level outside 1..L.
     """
-    if not is_integer(level) or not 1 <= level <= rhm.L:
-        raise ValueError(f"level must be an integer in 1..{rhm.L}, got {level!r}")
+    level = as_integer("level", level, 1, rhm.L)
     if not is_integer(N) or not 1 <= N <= 2**31:
         raise ValueError(f"level {level} must have 1 to 2^31 samples, got {N!r}")
-    width = rhm.s ** (rhm.L - int(level) + 1)
+    width = rhm.s ** (rhm.L - level + 1)
     leaves = torch.zeros(0, width, dtype=torch.int32, device=device)
     counts = torch.zeros(0, rhm.V, dtype=torch.int64, device=device)
     for start in range(0, N, SAMPLES_AT_A_TIME):
@@ -191,7 +188,7 @@ def train(rhm, config, report=None, sigmas=None):
     than 2^31 samples a stage, or a sigma that is no positive number.
     """
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    lambda_W, eta, T = schedule(rhm.V, rhm.m, config)
+    optimiser = schedule(rhm.V, rhm.m, config)  # lambda_W, eta, T
     net, stages = DeepCNN(rhm.V), []
     for l in range(rhm.L, 0, -1):
         start = time.perf_counter()
@@ -208,7 +205,6 @@ def train(rhm, config, report=None, sigmas=None):
             raise ValueError(f"sigma must be between 1e-30 and 1e30, got {sigma!r}")
         omega = feature_rng.standard_normal((config.M, rhm.s * rhm.V)) / sigma
         omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
-        optimiser = lambda_W, eta, T
         level, losses, minimum = train_level(h.flatten(1), counts, omega, *optimiser)
         net.append(level)
         seconds = time.perf_counter() - start
@@ -389,8 +385,8 @@ def sample_complexity(V, m, L, shallow=False, grammars=10, device="cpu"):
             config = Config(C=C, M=4 * V * m, seed=seed, device=device)
             if shallow:
                 seen = SimpleNamespace(V=V, m=m, s=rhm.d, L=1, sample=rhm.sample)
-                config = replace(config, C=N / (V * m * m), M=1024, ridge=0.003)
-                config, sigmas = replace(config, eps=1e-300), {1: float(L)}
+                tuned = dict(C=N / (V * m * m), M=1024, ridge=0.003, eps=1e-300)
+                config, sigmas = replace(config, **tuned), {1: float(L)}
             net, _ = train(seen, config, sigmas=sigmas)
             test_rng = np.random.default_rng([seed, 4])
             shares[rhm.K_rho > 0].append(accuracy(net, rhm, 2000, test_rng))
@@ -426,7 +422,7 @@ def sweep(figure, sizes=SWEEP, grammars=10, device="cpu"):
         if not shallow:
             rising = np.maximum.accumulate(shares)
             logs = [np.interp(0.9, a, np.log(Ns), np.nan, np.nan) for a in rising.T]
-            logs = [x for x in logs if x == x]  # curves that cross 90%
+            logs = [x for x in logs if not math.isnan(x)]  # curves that cross 90%
             needed.setdefault((V, L), []).extend((math.log(m), x) for x in logs)
             N_star, spread = math.exp(np.mean(logs)), math.exp(np.std(logs))
             print(
