@@ -1,14 +1,17 @@
 """The deep convolutional network that learns the grammar (Section 2.2 of the paper).
 
 Every level has one matrix W for all its patches: a convolution with kernel = stride =
-s. Token embeddings live in R^V; a patch embedding concatenates s of them and lifts them
-with M random frequencies omega (a cosine and a sine each) to R^(2M).
+s.  Embeddings of tokens live in R^V.  A patch concatenates s of them and is lifted to
+R^(2M) by M random frequencies, a cosine and a sine each.
 
     tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, V)
 """
 
+import math
+
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the cache
 
@@ -16,15 +19,15 @@ CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the 
 def random_fourier_features(h, omega):
     """Eq. (6): M^(-1/2) (cos <w_k, h>, sin <w_k, h>) for k = 1..M.
 
-    h (..., p), omega (M, p) with rows w_k ~ N(0, sigma^-2 I) -> (..., 2M), of norm 1.
-    The inner product of two of them approximates exp(-||h - h'||^2 / (2 sigma^2)).
+    h (..., s V), omega (M, s V) with rows w_k ~ N(0, sigma^-2 I) -> (..., 2M), of norm
+    1.  Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).
     """
-    angles = h @ omega.T  # (..., M)
+    angles = h.to(omega.dtype) @ omega.T  # (..., M)
     return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(omega) ** 0.5
 
 
 class Level(nn.Module):
-    """One level of the network: a patch of s embeddings in, one embedding out.
+    """One level: s token embeddings in, one token embedding of the level above out.
 
     omega (M, s V): the fixed frequencies; W (V, 2M): the trained weights.
     """
@@ -33,6 +36,7 @@ class Level(nn.Module):
         super().__init__()
         self.register_buffer("omega", omega)
         self.W = nn.Parameter(W)
+        self.s = omega.shape[1] // len(W)
 
     def patch_embedding(self, h):
         """Eq. (1) with the map of Eq. (6): (..., s V) -> x (..., 2M)."""
@@ -41,18 +45,17 @@ class Level(nn.Module):
     def forward(self, h):
         """Eq. (2): W x divided by the sum of its entries, (..., s V) -> (..., V).
 
-        That sum is positive near the patches of the training set (Lemma 16); elsewhere
-        it can be anything.
+        In the proof's regime that sum is near alpha_mu p_mu > 0, by Lemmas 14 and 16,
+        since the entries of q sum to 1.
         """
         scores = self.patch_embedding(h) @ self.W.T
         return scores / scores.sum(-1, keepdim=True)
 
 
 class DeepCNN(nn.Sequential):
-    """The network of Section 2.2, bottom level first; appending a Level deepens it.
+    """The network of Section 2.2: one-hot tokens, then levels, the bottom one first.
 
-    V: the vocabulary size.  With no level yet it is the one-hot embedding of the
-    tokens.
+    V: the vocabulary size.  Training appends a Level at each stage.
     """
 
     def __init__(self, V, *levels):
@@ -60,58 +63,55 @@ class DeepCNN(nn.Sequential):
         self.V = V
 
     def __getitem__(self, index):
-        """A level, or with net[:k] the network as it was after k stages."""
+        """A level; or, with net[:k], the network as it was after k stages."""
         if isinstance(index, slice):
             return DeepCNN(self.V, *list(self)[index])
         return super().__getitem__(index)
 
-    def embed(self, tokens):
-        """Embeddings of the tokens of the level that the network reaches (Section 2.2).
+    def forward(self, tokens):
+        """Section 2.2: integers (n, width) -> embeddings (n, width / s^k, V).
 
-        tokens: integers (n, width) -> (n, width / s^k, V) after k levels.
-        ValueError for tokens outside the vocabulary or a width that s does not divide.
+        k is the number of levels; the output (n, V) when one token is left.  ValueError
+        for tokens outside the vocabulary or a width that s^k does not divide.
         """
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.is_complex():
-            raise ValueError(
-                f"tokens must be integers (n, width), got {tokens.dtype} of shape "
-                f"{tuple(tokens.shape)}"
-            )
-        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.V:
-            raise ValueError(
-                f"tokens must lie in 0..{self.V - 1}, got {tokens.min()} "
-                f"to {tokens.max()}"
-            )
-        # Patches repeat, and equal ones have equal embeddings.  So each is computed
-        # once: `table` holds the distinct embeddings, `ids` says which one stands
-        # where.
-        dtype = self[0].W.dtype if len(self) else None
-        table = torch.eye(self.V, dtype=dtype, device=tokens.device)
-        ids = tokens.long()
+        self._check(tokens)
+        h = F.one_hot(tokens.long(), self.V).float()  # (n, width, V)
         for level in self:
-            n, width = ids.shape
-            s = level.omega.shape[1] // self.V
-            if width % s:
-                raise ValueError(
-                    f"patches of s = {s} tokens do not divide width {width}"
-                )
-            patches, ids = distinct_rows(ids.reshape(-1, s), len(table))
-            ids = ids.reshape(n, width // s)
-            table = torch.cat(  # (distinct patches, V)
-                [level(table[rows].flatten(1)) for rows in patches.split(CHUNK)]
-            )
+            h = level(h.unflatten(1, (-1, level.s)).flatten(2))  # (n, width / s, V)
+        return h[:, 0] if h.shape[1] == 1 else h
+
+    def embed(self, tokens):
+        """The same as forward; efficiency only: equal patches are computed once.
+
+        Always (n, width / s^k, V).  ValueError as forward.
+        """
+        self._check(tokens)
+        ids = tokens.long()  # which row of the table stands where
+        table = torch.eye(self.V, device=tokens.device)  # of distinct embeddings
+        for level in self:
+            patches = ids.unflatten(1, (-1, level.s))  # (n, width / s, s)
+            rows, numbers = distinct_rows(patches.flatten(0, 1), len(table))
+            ids = numbers.view(patches.shape[:2])
+            chunks = [level(table[chunk].flatten(1)) for chunk in rows.split(CHUNK)]
+            table = torch.cat(chunks)  # (distinct patches, V)
         return table[ids]
 
-    def forward(self, tokens):
-        """The output (n, V) once one token is left, else as embed (Section 2.2)."""
-        h = self.embed(tokens)
-        return h[:, 0] if h.shape[1] == 1 else h
+    def _check(self, tokens):
+        size = math.prod(level.s for level in self)
+        got = f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
+        is_float = tokens.is_floating_point() or tokens.is_complex()
+        if tokens.ndim != 2 or is_float or tokens.shape[1] % size:
+            raise ValueError(f"tokens must be integers (n, multiple of {size}), {got}")
+        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.V:
+            got = f"got {tokens.min()} to {tokens.max()}"
+            raise ValueError(f"tokens must lie in 0..{self.V - 1}, {got}")
 
 
 def distinct_rows(ids, base):
-    """The distinct rows of an integer array (n, width) with entries in range(base).
+    """The distinct rows of integers (n, width) in range(base); not in the paper.
 
-    Not in the paper; n * base must be below 2^63.  Returns them as (U, width), and for
-    each row of ids its number (n,).
+    Returns them as (U, width), and for each row of ids which of them it is, (n,).
+    n * base must be below 2^63.
     """
     code = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     codes = 1  # code, the row so far as a number in base `base`, is below this
@@ -119,9 +119,8 @@ def distinct_rows(ids, base):
         if codes * base >= 2**63:  # renumber before int64 overflows
             values, code = torch.unique(code, return_inverse=True)
             codes = len(values)
-        code = code * base + column
-        codes *= base
-    values, number = torch.unique(code, return_inverse=True)
+        code, codes = code * base + column, codes * base
+    values, numbers = torch.unique(code, return_inverse=True)
     rows = ids.new_empty(len(values), ids.shape[1])
-    rows[number] = ids  # every copy of a row writes the same entries
-    return rows, number
+    rows[numbers] = ids  # every copy of a row writes the same entries
+    return rows, numbers

@@ -1,14 +1,15 @@
 """Layerwise training of a deep CNN on a random hierarchy model (Section 2.3).
 
-`python train_layerwise.py` draws a grammar, trains the network level by level from
-sentences and labels alone, compares every level with the exact theory afterwards, and
-draws figures/layerwise.png.  The learner is `train` and what stands above it.
+`python train_layerwise.py` draws a grammar, trains the network from sentences and
+labels alone, and compares every level with the exact theory afterwards.  Below: the
+algorithm, what it calls in the order of the calls, measurements, the command line.
 """
 
 import argparse
 import math
 import time
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,119 +17,160 @@ from types import SimpleNamespace
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from model import CHUNK, DeepCNN, Level, distinct_rows
-from rhm import RHM, as_integer, is_integer, signal_bound, typical_signal
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-
-SAMPLES_AT_A_TIME = 2**19
+from rhm import RHM, as_integer, signal_bound, typical_signal
 
 
 @dataclass(frozen=True)
 class Config:
-    """All defaults.  The sizes are those of the grammar that `main` draws."""
+    """The learner's settings; the README compares them with what the theorem asks."""
 
-    V: int = 16  # symbols of every level
-    m: int = 4  # rules per symbol
-    s: int = 2  # tokens per patch
-    L: int = 4  # levels
-    C: float = 10.0  # samples: N^(l) = C V m m^l (Section 4.2, corrected Lemma 18)
+    C: float = 10.0  # samples: N^(l) = C |P_l| m^l, where |P_l| = V m
     M: int = 512  # random frequencies per level, Eq. (6)
-    seed: int = 0  # of grammar, training data, features and test data, each on its own
-    device: str = "cpu"  # or cuda
+    seed: int = 0  # of data, features and test data, each with a stream of its own
     ridge: float = 0.01  # lambda_W = ridge / |P_l|; the proof has ridge = 1
-    bandwidth: float = 1.5  # sigma over the estimate of rho~ in choose_sigma
-    kappa: float = 1.0  # of Assumption 6(a), as assumed by the learner in Lemma 17
+    bandwidth: float = 1.5  # sigma over the distance that choose_sigma finds
+    kappa: float = 1.0  # of Assumption 6(a): what the learner assumes in Lemma 17
     eps: float = 0.01  # target error eps_* of Lemma 17; sets the number of steps
+    device: str = "cpu"  # or cuda
+    threads: int = 1  # of torch; more are faster on a quiet machine only
 
     def __post_init__(self):
-        for name in ("C", "ridge", "bandwidth", "kappa", "eps"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 < value < 1e9:
-                raise ValueError(f"{name} must lie between 0 and 1e9, got {value!r}")
-            object.__setattr__(self, name, float(value))
-        for name, least in (("M", 1), ("seed", 0)):
-            value = as_integer(name, getattr(self, name), least)
-            object.__setattr__(self, name, value)
-        if str(self.device).split(":")[0] not in ("cpu", "cuda"):
-            raise ValueError(f"device must be cpu or cuda, got {self.device}")
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"cannot use device {self.device}: {reason}") from error
+        check_config(self)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What the learner knows after one stage."""
+def train(rhm, config, report=None, sigmas=None):
+    """The training algorithm of Section 2.3; returns (net, stages).
 
-    level: int
-    N: int  # samples drawn
-    rows: int  # distinct leaf strings under their first patches
-    sigma: float  # bandwidth
-    losses: np.ndarray  # Eq. (3) before the first step and after each of the T steps
-    minimum: float  # Eq. (3) at its closed-form minimiser
-    seconds: float
+    Bottom up, each level learns to predict the *label* from the first patch of fresh
+    sentences, embedded by the levels below.  Of the grammar it uses
+    rhm.sample(n, rng, level) and the sizes V, m, s, L only.  report(net, stage) is
+    called after each stage; sigmas, {level: bandwidth}, replace the learner's choice.
+    A stage has its level, the samples N, their distinct rows, sigma, the T + 1 losses
+    and their minimum.  ValueError for N > 2^31 or a sigma that is not positive.
+    """
+    V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
+    data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
+    sigmas = {L: 0.5} | (sigmas or {})  # one-hots are sqrt 2 apart: overlaps <= exp(-4)
+    net, stages = DeepCNN(V), []
+    with torch.no_grad(), torch_threads(config.threads):
+        for l in range(L, 0, -1):
+            N = math.ceil(config.C * V * m * m**l)  # geometric in l: Section 4.2
+            leaves, counts = draw_first_patches(rhm, N, l, data_rng, config.device)
+            h = net.embed(leaves)  # (U, s, V)
+            if l not in sigmas:
+                sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
+            level = new_level(V, s, sigmas[l], config, feature_rng)
+            lambda_W, eta, T = schedule(V, m, config)
+            losses, least = train_level(level, h.flatten(1), counts, lambda_W, eta, T)
+            net.append(level)
+            stage = dict(level=l, N=N, rows=len(leaves), sigma=sigmas[l])
+            stages.append(SimpleNamespace(**stage, losses=losses, minimum=least))
+            if report:
+                report(net, stages[-1])
+    return net, stages
 
 
-def draw_first_patches(rhm, N, level, rng, device="cpu"):
-    """N fresh samples of Section 2.3, equal ones merged.
+# ---- What train calls, in the order of the calls -------------------------------------
+
+
+@contextmanager
+def torch_threads(threads):
+    """Hold torch to so many threads, then restore the caller's; not in the paper.
+
+    Two threads wait for each other in a busy loop, which beside another program that
+    holds a core took up to a hundred times longer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def draw_first_patches(rhm, N, level, rng, device="cpu", block=2**19):
+    """N fresh samples of Section 2.3, equal ones merged, `block` at a time.
 
     Eq. (3) sees the data only through how often each leaf string under the first
-    level-`level` patch came with each label.  Millions of samples fit in a small table.
+    level-`level` patch came with each label: millions of samples are a small table.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
     ValueError for N outside 1..2^31 or a level outside 1..L.
     """
-    level = as_integer("level", level, 1, rhm.L)
-    if not is_integer(N) or not 1 <= N <= 2**31:
-        raise ValueError(f"level {level} must have 1 to 2^31 samples, got {N!r}")
+    level, V = as_integer("level", level, 1, rhm.L), rhm.V
+    N = as_integer(f"the number of samples of level {level}", N, 1, 2**31)
     width = rhm.s ** (rhm.L - level + 1)
     leaves = torch.zeros(0, width, dtype=torch.int32, device=device)
-    counts = torch.zeros(0, rhm.V, dtype=torch.int64, device=device)
-    for start in range(0, N, SAMPLES_AT_A_TIME):
-        tokens, labels = rhm.sample(min(SAMPLES_AT_A_TIME, N - start), rng, level)
+    counts = torch.zeros(0, V, dtype=torch.int64, device=device)
+    for start in range(0, N, block):
+        tokens, labels = rhm.sample(min(block, N - start), rng, level)
         tokens, labels = (torch.as_tensor(a, device=device) for a in (tokens, labels))
-        rows, number = distinct_rows(torch.cat([leaves, tokens]), rhm.V)
-        old, new = number[: len(leaves)], number[len(leaves) :]
-        merged = torch.bincount(new * rhm.V + labels, minlength=len(rows) * rhm.V)
-        merged = merged.view(len(rows), rhm.V).index_add(0, old, counts)
-        leaves, counts = rows, merged
+        rows, numbers = distinct_rows(torch.cat([leaves, tokens]), V)
+        old, new = numbers[: len(leaves)], numbers[len(leaves) :]
+        added = torch.bincount(new * V + labels, minlength=len(rows) * V).view(-1, V)
+        leaves, counts = rows, added.index_add(0, old, counts)
     return leaves, counts
 
 
 def choose_sigma(h, counts, factor, rng, pairs=20_000):
-    """The bandwidth of Eq. (6), from the learner's own embeddings h (U, s, V).
+    """The bandwidth sigma of Eq. (6), by a rule that is not in the paper.
 
     Lemma 10 wants sigma in proportion to rho~, the smallest distance between embeddings
-    of two symbols (Assumption 9).  Two random tokens are the same symbol with
-    probability about 1/V, so the 1/V quantile of their distance lies where one symbol's
-    cluster ends and rho~ begins.  Distances of 0 are left out: with m = 1 the quantile
-    would be 0.
+    of two symbols (Assumption 9), which the learner does not know.  Two random tokens
+    are the same symbol with probability about 1/V, so the 1/V quantile of their
+    distance lies between the distances inside a symbol and those between two: see the
+    histogram in figures/layerwise.png.  sigma is `factor` times that.
+    h: embeddings (U, s, V); each row weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
     rows = torch.from_numpy(rng.choice(len(h), size=(2, pairs), p=weights))
     places = torch.from_numpy(rng.integers(h.shape[1], size=(2, pairs)))
     tokens = h[rows.to(h.device), places.to(h.device)]  # (2, pairs, V)
-    distances = (tokens[0] - tokens[1]).norm(dim=1)
-    distances = distances[distances > 0]
-    return factor * distances.quantile(1 / h.shape[2]).item() if len(distances) else 1.0
+    apart = (tokens[0] - tokens[1]).norm(dim=1)
+    apart = apart[apart > 0]  # without the pairs of one token with itself
+    return factor * apart.quantile(1 / h.shape[2]).item() if len(apart) else 1.0
+
+
+def new_level(V, s, sigma, config, rng):
+    """A level before training: M random frequencies of Eq. (6), and W = 0."""
+    omega = rng.standard_normal((config.M, s * V)) / as_positive("sigma", sigma, 1e-30)
+    omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
+    return Level(omega, omega.new_zeros(V, 2 * config.M))
 
 
 def schedule(V, m, config):
-    """lambda_W = ridge / |P_l|, the step eta of Lemma 15, the steps T of Lemma 17.
+    """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
 
-    The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], and the best constant
-    step is 2 / (smallest + largest).  Lemma 15 prints eta = 2 / (1 + lambda_W).
+    lambda_W = ridge / |P_l|; T = |P_l| log(100 |P_l| kappa sqrt(V) / eps).  The
+    curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], and the best constant step is
+    2 / (smallest + largest); Lemma 15 prints 2 / (1 + lambda_W) (README, slip 2).
     """
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = config.ridge / P
+    # Two logarithms, for the quotient overflows when eps is tiny.
     T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
-    T = max(1, math.ceil(T))  # at W = 0 Eq. (2) is 0 / 0
+    T = max(1, math.ceil(T))  # without a step W = 0, and Eq. (2) is 0 / 0
     return lambda_W, 2 / (1 + 2 * lambda_W), T
+
+
+@torch.no_grad()
+def train_level(level, h, counts, lambda_W, eta, T):
+    """Train a level in place: gather the two averages of Eq. (3), then descend.
+
+    h (U, s V): embedded patches; counts (U, V): how often each came with each label.
+    Returns the T + 1 losses and their minimum, as gradient_descent does.
+    """
+    p = counts.to(level.W.dtype) / counts.sum()  # (U, V), frequencies
+    covariance, correlation = 0, 0
+    for rows, n in zip(h.split(CHUNK), p.split(CHUNK)):
+        x = level.patch_embedding(rows)  # (u, 2M)
+        covariance += x.T @ (n.sum(1, keepdim=True) * x)  # E^[x x^T]
+        correlation += n.T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
+    W, losses, least = gradient_descent(covariance, correlation, lambda_W, eta, T)
+    level.W.copy_(W)
+    return losses, least
 
 
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
@@ -137,81 +179,23 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
     covariance: E^[x x^T], (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
     Returns W (V, 2M), the T + 1 losses, and the loss of the closed-form minimiser.
     """
-    # Gradient descent commutes with an orthogonal change of basis.  In the eigenbasis
-    # of E^[x x^T] = Q diag(spectrum) Q^T a step is elementwise, V 2M numbers
-    # instead of V (2M)^2; below, W and target stand for W Q and E^[e_zeta x^T] Q.
-    spectrum, Q = torch.linalg.eigh(covariance)
-    spectrum = spectrum.clamp(min=0)  # below 0 by rounding only
+    # Efficiency only: gradient descent commutes with an orthogonal change of basis.  In
+    # the eigenbasis of E^[x x^T] = Q diag(curvature) Q^T a step costs V 2M products
+    # instead of V (2M)^2, so we descend on U = W Q.
+    curvature, Q = torch.linalg.eigh(covariance)
+    curvature = curvature.clamp(min=0)  # below 0 by rounding only
     target = correlation @ Q
 
-    def loss(W):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
-        return 0.5 + (W * (0.5 * (spectrum + lambda_W) * W - target)).sum()
+    def loss(U):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
+        return 0.5 + (U * (0.5 * (curvature + lambda_W) * U - target)).sum()
 
-    W = torch.zeros_like(target)
-    losses = [loss(W)]
-    for _ in range(T):
-        gradient = W * spectrum - target + lambda_W * W
-        W = W - eta * gradient
-        losses.append(loss(W))
-    W_star = target / (spectrum + lambda_W)  # E^[e x^T] (E^[x x^T] + lambda_W I)^-1
-    return W @ Q.T, torch.stack(losses).cpu().numpy(), loss(W_star).item()
-
-
-@torch.no_grad()
-def train_level(h, counts, omega, lambda_W, eta, T):
-    """Train one level (Section 2.3): gather the two averages of Eq. (3), then descend.
-
-    h (U, s V): embedded patches, one row a leaf string; counts (U, V): how often each
-    came with each label; omega (M, s V).  Returns the Level, and the losses and the
-    minimum of gradient_descent.
-    """
-    V, counts = counts.shape[1], counts.to(h.dtype)
-    N = counts.sum()
-    level = Level(omega, omega.new_zeros(V, 2 * len(omega)))
-    covariance, correlation = 0, 0
-    for rows, n in zip(h.split(CHUNK), counts.split(CHUNK)):
-        x = level.patch_embedding(rows)  # (u, 2M)
-        covariance += x.T @ (n.sum(1, keepdim=True) / N * x)  # E^[x x^T]
-        correlation += (n / N).T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
-    W, losses, minimum = gradient_descent(covariance, correlation, lambda_W, eta, T)
-    level.W.copy_(W)
-    return level, losses, minimum
-
-
-@torch.no_grad()
-def train(rhm, config, report=None, sigmas=None):
-    """The training algorithm of Section 2.3; returns (net, stages).
-
-    Of the grammar it uses rhm.sample(n, rng, level) and the sizes V, m, s, L, nothing
-    else. report: called as report(net, stage) after each stage.  sigmas: a dict level
-    -> bandwidth that takes the place of the learner's own choice.  ValueError for more
-    than 2^31 samples a stage, or a sigma that is no positive number.
-    """
-    data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    optimiser = schedule(rhm.V, rhm.m, config)  # lambda_W, eta, T
-    net, stages = DeepCNN(rhm.V), []
-    for l in range(rhm.L, 0, -1):
-        start = time.perf_counter()
-        N = math.ceil(config.C * rhm.V * rhm.m * rhm.m**l)  # geometric: Section 4.2
-        leaves, counts = draw_first_patches(rhm, N, l, data_rng, config.device)
-        h = net.embed(leaves)  # (U, s, V): the s tokens of each first patch
-        if sigmas and l in sigmas:
-            sigma = sigmas[l]
-        elif l == rhm.L:
-            sigma = 0.5  # one-hot: rho~ = sqrt(2), overlaps exp(-4) (Lemma 10)
-        else:
-            sigma = choose_sigma(h, counts, config.bandwidth, feature_rng)
-        if not isinstance(sigma, Real) or not 1e-30 < sigma < 1e30:
-            raise ValueError(f"sigma must be between 1e-30 and 1e30, got {sigma!r}")
-        omega = feature_rng.standard_normal((config.M, rhm.s * rhm.V)) / sigma
-        omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
-        level, losses, minimum = train_level(h.flatten(1), counts, omega, *optimiser)
-        net.append(level)
-        seconds = time.perf_counter() - start
-        stages.append(Stage(l, N, len(leaves), sigma, losses, minimum, seconds))
-        if report:
-            report(net, stages[-1])
-    return net, stages
+    U = torch.zeros_like(target)
+    losses = [loss(U)]
+    for _ in range(T):  # W <- W - eta (W E^[x x^T] - E^[e_zeta x^T] + lambda_W W)
+        U = U - eta * (U * curvature - target + lambda_W * U)
+        losses.append(loss(U))
+    minimiser = target / (curvature + lambda_W)  # E^[e x^T] (E^[x x^T] + lambda_W)^-1
+    return U @ Q.T, torch.stack(losses).cpu().numpy(), loss(minimiser).item()
 
 
 # ---- Measurements: they look at the grammar, after the fact --------------------------
@@ -219,9 +203,11 @@ def train(rhm, config, report=None, sigmas=None):
 
 def predict(net, tokens):
     """Outputs of the network for NumPy tokens, as a float64 array; not in the paper."""
-    device = next(net.parameters()).device
-    with torch.no_grad():
-        return net(torch.as_tensor(tokens, device=device)).double().cpu().numpy()
+    device = next(net.parameters(), torch.zeros(0)).device
+    tokens = torch.as_tensor(tokens, device=device)
+    with torch.no_grad(), torch_threads(1):
+        h = net.embed(tokens)
+    return (h[:, 0] if h.shape[1] == 1 else h).double().cpu().numpy()
 
 
 def accuracy(net, rhm, n, rng):
@@ -229,45 +215,69 @@ def accuracy(net, rhm, n, rng):
 
     ValueError for n < 1.
     """
-    tokens, labels = rhm.sample(n, rng)
-    if not len(labels):
-        raise ValueError("an accuracy needs n >= 1 sentences, got 0")
+    tokens, labels = rhm.sample(as_integer("n", n, 1), rng)
     return float((predict(net, tokens).argmax(1) == labels).mean())
 
 
 def distances(a, b):
     """Euclidean distances between the rows of two arrays; not in the paper."""
-    mode = "donot_use_mm_for_euclid_dist"  # which is exact for equal rows, too
-    return torch.cdist(*map(torch.from_numpy, (a, b)), compute_mode=mode).numpy()
+    exact = "donot_use_mm_for_euclid_dist"  # also for equal rows
+    return torch.cdist(*map(torch.from_numpy, (a, b)), compute_mode=exact).numpy()
+
+
+def distances_to_q(outputs, rhm, level):
+    """||output - q^(level)|| for all symbols of level - 1; inf for one never first."""
+    to_q = distances(outputs.reshape(-1, rhm.V), rhm.label_posterior(level))
+    return np.where(np.isnan(to_q), math.inf, to_q)
+
+
+def network_parse(net, rhm, tokens):
+    """Sentences (n, d) as the network reads them, to compare with RHM.parse.
+
+    Every token of every level counts as the symbol whose q is nearest to its embedding.
+    Not in the paper.  Returns L + 1 arrays (n, s^l).
+    """
+    tree = [tokens]
+    for l in range(rhm.L - 1, -1, -1):
+        to_q = distances_to_q(predict(net[: rhm.L - l], tokens), rhm, l + 1)
+        tree.insert(0, to_q.argmin(1).reshape(len(tokens), rhm.s**l))
+    return tree
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
-    """Compare the outputs of a level with Eq. (4), on n fresh patches.
+    """Compare what a trained level makes of n >= 1 fresh patches with the theory.
 
-    net: trained down to `level` or further.  Returns a dict: errors (n,), the
-    ||output - q_mu|| that Lemma 17 bounds by eps_*; spread, the median distance of an
-    output from its symbol's mean; between, the smallest distance between the means of
-    two symbols; nearest, the share of outputs whose nearest q is their own; and matrix,
-    the distances between the outputs of one instance of each patch, sorted by symbol.
+    Returns a dict: errors (n,), ||output - q_mu||, which Lemma 17 bounds by eps_*;
+    nearest, the share of outputs whose nearest q is their own; matrix, the distances
+    between the outputs for one instance of each patch, sorted by symbol.  And over all
+    pairs of the first 500: inside and between, the distances of outputs of one symbol
+    and of two (Assumption 9); eps_S, the largest distance between embeddings x of one
+    patch, and eps_O, the largest overlap |<x, x'>| of two (Lemma 10).
     ValueError for n < 1 or a level outside 1..L.
     """
-    tree = rhm.sample_tree(n, rng, level)
-    if not len(tree[0]):
-        raise ValueError("a diagnosis needs n >= 1 patches, got 0")
-    outputs = predict(net[: rhm.L - level + 1], tree[-1])  # (n, V)
-    seen, symbol = np.unique(tree[level - 1], return_inverse=True)
-    symbol = symbol.ravel()  # what each patch stands for, as a row of seen
-    to_q = distances(outputs, rhm.label_posterior(level)[seen])
-    means = np.array([outputs[symbol == i].mean(0) for i in range(len(seen))])
-    gaps = distances(means, means)[~np.eye(len(seen), dtype=bool)]
-    patches = np.column_stack([symbol, tree[level]])
-    one_each = outputs[np.unique(patches, axis=0, return_index=True)[1]]
+    tree = rhm.sample_tree(as_integer("n", n, 1), rng, level)
+    below = rhm.L - level  # the number of levels below this one
+    outputs, symbol = predict(net[: below + 1], tree[-1]), tree[level - 1][:, 0]
+    to_q = distances_to_q(outputs, rhm, level)
+    patch = np.column_stack([symbol, tree[level]])
+    _, one_each = np.unique(patch, axis=0, return_index=True)
+
+    h = torch.tensor(predict(net[:below], tree[-1][:500]), device=net[below].W.device)
+    with torch.no_grad(), torch_threads(1):
+        x = net[below].patch_embedding(h.flatten(1)).double()
+        x /= x.norm(dim=1, keepdim=True)  # 1 up to the rounding of float32
+        overlap = (x @ x.T).cpu().numpy()
+    i, j = np.triu_indices(len(x), 1)  # all pairs
+    apart, overlap = distances(outputs[:500], outputs[:500])[i, j], overlap[i, j]
+    same_symbol, same_patch = symbol[i] == symbol[j], (patch[i] == patch[j]).all(1)
     return dict(
         errors=to_q[np.arange(n), symbol],
-        spread=np.median(np.linalg.norm(outputs - means[symbol], axis=1)),
-        between=gaps.min(initial=math.inf),
         nearest=(to_q.argmin(1) == symbol).mean(),
-        matrix=distances(one_each, one_each),
+        matrix=distances(outputs[one_each], outputs[one_each]),
+        inside=apart[same_symbol],
+        between=apart[~same_symbol],
+        eps_S=math.sqrt(max(0, 2 - 2 * overlap[same_patch].min(initial=1))),
+        eps_O=np.abs(overlap[~same_patch]).max(initial=0),
     )
 
 
@@ -283,207 +293,92 @@ def run(rhm, config, figure=None):
     )
     for line in rhm.assumption_6_failures():
         print(line)
-    print(
-        "level   samples     rows  steps   sigma    loss  minimum     rho  eps max"
-        "  median  spread  between  nearest  seconds"
-    )
+    print("level   samples     rows    sigma      rho   median  largest  nearest")
 
     def report(net, stage):
         rng = np.random.default_rng([config.seed, 3, stage.level])
         found = diagnose(net, rhm, stage.level, rng)
         diagnoses.append(found)
         print(
-            f"{stage.level:5} {stage.N:9} {stage.rows:8} {len(stage.losses) - 1:6} "
-            f"{stage.sigma:7.4f} {stage.losses[-1]:7.4f} {stage.minimum:8.4f} "
-            f"{rhm.signal(stage.level):7.4f} {found['errors'].max():8.4f} "
-            f"{np.median(found['errors']):7.4f} {found['spread']:7.4f} "
-            f"{found['between']:8.4f} {100 * found['nearest']:7.2f}% "
-            f"{stage.seconds:8.2f}",
+            f"{stage.level:5} {stage.N:9} {stage.rows:8} {stage.sigma:8.4f} "
+            f"{rhm.signal(stage.level):8.4f} {np.median(found['errors']):8.4f} "
+            f"{found['errors'].max():8.4f} {100 * found['nearest']:7.2f}%",
             flush=True,
         )
 
     net, stages = train(rhm, config, report)
-    share = accuracy(net, rhm, 10_000, np.random.default_rng([config.seed, 4]))
+    rng = np.random.default_rng([config.seed, 4])
+    share, sentence = accuracy(net, rhm, 10_000, rng), rhm.sample(1, rng)[0]
+    print("\nA fresh sentence as the network reads it, and as the grammar parses it:")
+    read, parsed = network_parse(net, rhm, sentence), rhm.parse(sentence)
+    for l in range(rhm.L + 1):
+        width = 4 * rhm.s ** (rhm.L - l)  # a symbol stands above its first token
+        for name, tree in ("network", read), ("grammar", parsed):
+            symbols = "".join(f"{nu:<{width}}" for nu in tree[l][0])
+            print(f"level {l}  {name}  {symbols[:64].rstrip()}")
     if figure:
         plot_layers(rhm, stages, diagnoses, figure)
     print(
-        f"{100 * share:.2f}% of 10000 fresh sentences right "
-        f"(chance {100 / rhm.V:.2f}%), "
-        f"{sum(stage.N for stage in stages)} training sentences, "
-        f"{time.perf_counter() - start:.1f} s" + f", {figure}" * bool(figure)
+        f"\n{100 * share:.2f}% of 10000 fresh sentences right "
+        f"(chance {100 / rhm.V:.2f}%), {sum(stage.N for stage in stages)} training "
+        f"sentences, {time.perf_counter() - start:.1f} s" + f", {figure}" * bool(figure)
     )
     return net, stages, diagnoses
 
 
 def plot_layers(rhm, stages, diagnoses, path):
-    """The picture of a run: synonyms collapse; losses; signal and error by level."""
+    """The picture of a run: synonyms collapse; losses; distances; signal and error."""
     levels = [stage.level for stage in stages]
-    figure = plt.figure(figsize=(11, 7), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     axes = top.subplots(1, rhm.L, squeeze=False)[0]
     for ax, level, found in zip(axes, levels, diagnoses):
         matrix = found["matrix"] / max(found["matrix"].max(), 1e-12)
         ax.imshow(matrix, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-        ax.set(title=f"level {level}", xticks=[], yticks=[])
+        ax.set(title=f"outputs of level {level}", xticks=[], yticks=[])
     axes[0].set_ylabel(f"{rhm.V} symbols x {rhm.m} synonyms")
-    label = "distance of outputs / largest"
-    top.colorbar(axes[0].images[0], ax=axes, shrink=0.7, label=label)
+    top.colorbar(axes[0].images[0], ax=axes, shrink=0.7, label="distance / largest")
 
-    left, right = bottom.subplots(1, 2)
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.9, rhm.L))
+    left, middle, right = bottom.subplots(1, 3)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, rhm.L))
     for stage, color in zip(stages, colors):
         steps = np.arange(1, len(stage.losses) + 1)
         left.plot(steps, stage.losses, color=color, label=f"level {stage.level}")
         left.axhline(stage.minimum, color=color, linestyle=":")
-    left.set(xscale="log", xlabel="gradient step + 1", ylabel="loss, Eq. (3)")
-    left.set_title("training loss; dotted: closed-form minimum")
-    left.legend()
+    left.set(title="losses reach their minimum (dotted)", xscale="log")
+    left.set(xlabel="gradient step + 1", ylabel="loss, Eq. (3)")
+
+    k = rhm.L // 2  # a stage in the middle: its tokens are outputs of the one before
+    found = diagnoses[max(k - 1, 0)]
+    both = np.concatenate([found["inside"], found["between"], [1e-9]])
+    for name, label in ("inside", "one symbol"), ("between", "two symbols"):
+        middle.hist(found[name], np.linspace(0, both.max(), 80), label=label)
+    quantile = np.quantile(both[both > 0], 1 / rhm.V)
+    middle.axvline(quantile, color="black", linestyle=":", label="1/V quantile")
+    middle.axvline(stages[k].sigma, color="black", label=f"sigma of level {levels[k]}")
+    middle.set(title="sigma lies between two bumps", ylabel="pairs")
+    middle.set(xlabel=f"distance of two tokens of level {levels[k]}")
+    middle.set_ylim(top=1.5 * middle.get_ylim()[1])  # room for the legend
+    middle.set_visible(rhm.L > 1)  # the tokens of the bottom level are one-hot
+
     for label, style, values in (
         ("signal rho", "C0o-", [rhm.signal(l) for l in levels]),
         ("typical distance", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
-        ("largest error eps_*", "C1s-", [found["errors"].max() for found in diagnoses]),
+        ("largest error", "C1s-", [found["errors"].max() for found in diagnoses]),
         ("median error", "C1s--", [np.median(found["errors"]) for found in diagnoses]),
-        ("Proposition 19's bound", "k-.", [signal_bound(rhm.m, l) for l in levels]),
+        ("Proposition 19", "k-.", [signal_bound(rhm.m, l) for l in levels]),
     ):
         drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
         right.plot(levels, drawn, style, label=label)
-    right.set(yscale="log", xlabel="level (trained from left to right)", xticks=levels)
-    right.set_title("what there is to see, and how exactly it was seen")
+    right.set(title="median errors stay below rho", yscale="log", xticks=levels)
+    right.set(xlabel="level (trained from left to right)", ylabel="distance of two q")
     right.invert_xaxis()
-    right.legend(fontsize="small")
+    for ax in (left, middle, right):
+        ax.legend(fontsize="small")
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
-# ---- Theorem 7, measured: python train_layerwise.py --sweep --------------------------
-
-SWEEP = [(16, m, L, False) for L in (2, 3) for m in (2, 3, 4, 6, 8)]  # V, m, L, shallow
-SWEEP += [(16, m, 4, False) for m in (2, 3, 4, 6)]
-SWEEP += [(16, 4, 1, False), (16, 4, 5, False), (8, 4, 3, False), (32, 4, 3, False)]
-SWEEP += [(16, 4, 3, True), (16, 4, 4, True)]
-
-
-def sample_complexity(V, m, L, shallow=False, grammars=10, device="cpu"):
-    """Test accuracy against the number N of training samples of all levels (Theorem 7).
-
-    C = 1/4, 1/2, 1, ..., 32 until the mean accuracy is above 99.5%.  Yields N, the
-    accuracies on the first seeds with K_rho > 0, and those on the seeds passed over for
-    K_rho = 0, one a grammar.  M = 4 V m.  shallow: the same N samples for a network of
-    one level that sees the whole sentence as one patch, on 3 grammars and up to C = 8,
-    with 44,860 steps and a sigma and ridge whose accuracy is within 3 percentage points
-    of the best tried (README).
-    """
-    rhms, good = [], 0
-    while good < (3 if shallow else grammars):
-        rhms.append(RHM.random(V, m, 2, L, np.random.default_rng(len(rhms))))
-        good += rhms[-1].K_rho > 0
-    for C in [0.5, 2.0, 8.0] if shallow else 2.0 ** np.arange(-2, 6):
-        N = sum(math.ceil(C * V * m * m**l) for l in range(1, L + 1))
-        shares = {True: [], False: []}  # by K_rho > 0
-        for seed, rhm in enumerate(rhms):
-            seen, sigmas = rhm, None
-            config = Config(C=C, M=4 * V * m, seed=seed, device=device)
-            if shallow:
-                seen = SimpleNamespace(V=V, m=m, s=rhm.d, L=1, sample=rhm.sample)
-                tuned = dict(C=N / (V * m * m), M=1024, ridge=0.003, eps=1e-300)
-                config, sigmas = replace(config, **tuned), {1: float(L)}
-            net, _ = train(seen, config, sigmas=sigmas)
-            test_rng = np.random.default_rng([seed, 4])
-            shares[rhm.K_rho > 0].append(accuracy(net, rhm, 2000, test_rng))
-        yield N, shares[True], shares[False]
-        if np.mean(shares[True]) > 0.995:
-            return
-
-
-def sweep(figure, sizes=SWEEP, grammars=10, device="cpu"):
-    """Run the experiment, print its tables, redraw the picture after every curve.
-
-    N* is where a grammar's curve, interpolated in log N, reaches 90%.  Returns the
-    curves: (V, m, L, shallow, N (points,), accuracies (points, grammars)).
-    """
-    start, curves, needed = time.perf_counter(), [], {}
-    print("   V   m   L  network        N  accuracy    sd  where K_rho = 0   seconds")
-    for size in sizes:
-        V, m, L, shallow = size
-        Ns, shares = [], []
-        for N, good, degenerate in sample_complexity(*size, grammars, device):
-            Ns.append(N)
-            shares.append(good)
-            apart = f"{100 * np.mean(degenerate or 0):.2f}% of {len(degenerate)}"
-            seconds = time.perf_counter() - start
-            print(
-                f"{V:4} {m:3} {L:3}  {'shallow' if shallow else 'deep':7} {N:8} "
-                f"{100 * np.mean(good):8.2f}% {100 * np.std(good):5.2f}  "
-                f"{apart if degenerate else '-':>15} {seconds:9.0f}",
-                flush=True,
-            )
-        curves.append((*size, np.array(Ns), np.array(shares)))
-        plot_sample_complexity(curves, figure)
-        if not shallow:
-            rising = np.maximum.accumulate(shares)
-            logs = [np.interp(0.9, a, np.log(Ns), np.nan, np.nan) for a in rising.T]
-            logs = [x for x in logs if not math.isnan(x)]  # curves that cross 90%
-            needed.setdefault((V, L), []).extend((math.log(m), x) for x in logs)
-            N_star, spread = math.exp(np.mean(logs)), math.exp(np.std(logs))
-            print(
-                f"  N* = {N_star:.0f} (x/: {spread:.2f}), {N_star / V / m**L:.2f} V m^L"
-            )
-    print("\n   V   L   N* grows as m to the power   heuristic   Section 4.2's bound")
-    for (V, L), points in needed.items():
-        x, y = np.array(points).reshape(-1, 2).T
-        if len(set(x)) > 1:
-            (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
-            error = covariance[0, 0] ** 0.5
-            print(f"{V:4} {L:3} {slope:17.2f} +- {error:.2f} {L:11} {L + 3:21}")
-    return curves
-
-
-def plot_sample_complexity(curves, path):
-    """Accuracy against N, raw and divided by V m^L; bands: +- 1 sd over grammars."""
-    figure = plt.figure(figsize=(11, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    Ls, ms = (sorted({curve[i] for curve in curves}) for i in (2, 1))
-    color = {L: plt.get_cmap("viridis")((L - 1) / 4.6) for L in Ls}
-    marker = dict(zip(ms, "os^Dvp*hX<>"))
-    for V, m, L, is_shallow, Ns, shares in curves:
-        style = "--" if is_shallow else "-" if V == 16 else "-."
-        mean, sd = 100 * shares.mean(1), 100 * shares.std(1)
-        for ax, x in zip(axes, (Ns, Ns / (V * m**L))):
-            if not is_shallow or ax is axes[0]:
-                ax.plot(x, mean, style, marker=marker[m], color=color[L], ms=4, lw=1)
-                band = dict(color=color[L], alpha=0.15, lw=0)
-                ax.fill_between(x, mean - sd, mean + sd, **band)
-    for ax, label in zip(axes, ("N = training samples of all levels", "N / (V m^L)")):
-        ax.axhline(100 / 16, color="grey", linestyle=":")
-        ax.set(xscale="log", xlabel=label)
-    axes[0].set_ylabel("test accuracy in %")
-    keys = [Line2D([], [], color=color[L], label=f"L = {L}") for L in Ls]
-    key = lambda **style: keys.append(Line2D([], [], color="grey", **style))
-    for m in ms:
-        key(ls="", marker=marker[m], label=f"m = {m}")
-    for ls, label in (("-", "V = 16"), ("-.", "other V"), ("--", "one level")):
-        key(ls=ls, label=label)
-    key(ls=":", label="chance, V = 16")
-    figure.legend(handles=keys, loc="outside right center")
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
-
-
-# ---- The command line ----------------------------------------------------------------
-
-
-def check_figure(path):
-    """Refuse a picture that cannot be written, before training rather than after."""
-    path = Path(path)
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"the figure must end in .png, .pdf or .svg, got {path}")
-    existed = path.exists()
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise ValueError(f"cannot write the figure {path}: {error.strerror}")
-    if not existed:
-        path.unlink()
+# ---- The command line, and what is refused -------------------------------------------
 
 
 def main(argv=None):
@@ -491,41 +386,66 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="train_layerwise.py",
         description="Train a deep CNN layer by layer on a random hierarchy model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for name, text in dict(
-        V="symbols of every level",
-        m="rules per symbol",
-        s="tokens per patch",
-        L="levels; sentences have s^L tokens",
-        C="samples: C V m m^l for level l",
-        M="random frequencies per level",
-        seed="of grammar, data and features",
-        device="cpu or cuda",
-    ).items():
-        default = getattr(Config, name)
-        text += f" (default {default})"
+    for name, default, text in (
+        ("V", 16, "symbols of every level"),
+        ("m", 4, "rules per symbol"),
+        ("s", 2, "tokens per patch"),
+        ("L", 4, "levels; sentences have s^L tokens"),
+        ("C", Config.C, "samples: C V m m^l for level l"),
+        ("M", Config.M, "random frequencies per level"),
+        ("seed", Config.seed, "of grammar, data and features"),
+        ("device", Config.device, "cpu or cuda"),
+        ("threads", Config.threads, "of torch; more help on a quiet machine only"),
+        ("figure", "figures/layerwise.png", "picture to write"),
+    ):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-    text = "measure the sample complexity instead, on sizes and grammars of its own"
-    parser.add_argument("--sweep", action="store_true", help=text)
-    text = "picture to write (default figures/layerwise.png or sample_complexity.png)"
-    parser.add_argument("--figure", help=text)
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: error: {text}\n")
     options = vars(parser.parse_args(argv))
-    sweeping, figure = options.pop("sweep"), options.pop("figure")
-    figure = figure or f"figures/{'sample_complexity' if sweeping else 'layerwise'}.png"
+    figure, sizes = options.pop("figure"), [options.pop(name) for name in "VmsL"]
     try:
         config = Config(**options)
-        rng = np.random.default_rng(config.seed)
-        rhm = RHM.random(config.V, config.m, config.s, config.L, rng)
+        rhm = RHM.random(*sizes, np.random.default_rng(config.seed))
         check_figure(figure)
-        if not sweeping:
-            run(rhm, config, figure)
-        elif config == Config(device=config.device):
-            sweep(figure, device=config.device)
-        else:
-            raise ValueError("--sweep has sizes, samples and seeds of its own")
-    except (ValueError, MemoryError, RuntimeError) as error:  # torch's memory errors
+        run(rhm, config, figure)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         parser.error((str(error) or "out of memory").splitlines()[0])
+
+
+def check_config(config):
+    """Refuse settings without a meaning; make NumPy's numbers Python's own."""
+    for name, least in dict(M=1, seed=0, threads=1).items():
+        number = as_integer(name, getattr(config, name), least)
+        object.__setattr__(config, name, number)
+    for name in ("C", "ridge", "bandwidth", "kappa", "eps"):
+        object.__setattr__(config, name, as_positive(name, getattr(config, name)))
+    try:
+        if torch.device(config.device).type not in ("cpu", "cuda"):
+            raise RuntimeError("it must be cpu or cuda")
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot use device {config.device}: {reason}") from error
+
+
+def as_positive(name, x, least=0):
+    """x as a Python float, or ValueError unless it is a number in least..1e9."""
+    if not isinstance(x, Real) or not least < x < 1e9:
+        raise ValueError(f"{name} must be between {least} and 1e9, got {x!r}")
+    return float(x)
+
+
+def check_figure(path):
+    """Refuse a picture that cannot be written, before training; make its folder."""
+    path = Path(path)
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"the figure must end in .png, .pdf or .svg, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    path.open("ab").close()  # OSError; leaves an existing picture as it is
+    if is_new:
+        path.unlink()
 
 
 if __name__ == "__main__":

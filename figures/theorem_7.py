@@ -1,0 +1,119 @@
+"""What Theorem 7 asks and what we use: `python -m figures.theorem_7` prints the table.
+
+Not a measurement of the theorem: the constants of its proof, for two grammars, beside
+the settings of the default run and what that run reaches.
+"""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+
+from rhm import RHM
+from train_layerwise import Config, diagnose, schedule, train
+
+DEFAULT_GRAMMAR = dict(V=16, m=4, s=2, L=4, rng=0)
+LITERAL_GRAMMAR = dict(V=4, m=2, s=2, L=3, rng=22)  # of pytest -k theorem_7
+
+
+def draw(V, m, s, L, rng):
+    """The grammar of these sizes and this seed."""
+    return RHM.random(V, m, s, L, np.random.default_rng(rng))
+
+
+def proof_constants(rhm, eps=0.01, delta=1e-6):
+    """{level: constants} of the proof of Theorem 7, slips 1 to 3 of the README mended.
+
+    eps: the error allowed at level 1; delta: the probability of failure at each level.
+    Section 4.2 chains the levels, Lemmas 10, 15, 16 and 17 give the constants of one.
+    ValueError where Assumption 6 fails.
+    """
+    if rhm.kappa == math.inf or rhm.K_rho == 0:
+        raise ValueError("Theorem 7 needs a finite kappa and K_rho > 0")
+    V, m, s, L, P, kappa = rhm.V, rhm.m, rhm.s, rhm.L, rhm.V * rhm.m, rhm.kappa
+    found = {}
+    for l in range(1, L + 1):
+        # Lemma 11: the accuracy that level l needs of the embeddings below it.
+        if l < L:
+            rho = rhm.signal(l + 1)
+            below = rho / math.sqrt(2000 * P**2 * s * math.log(P * kappa / eps))
+        else:
+            rho, below = math.sqrt(2), 0  # one-hot tokens
+        eps_S = 1 / (4 * P)  # Lemma 16: lambda_W / 4
+        eps_O = eps / (600 * P**2 * kappa * math.sqrt(V))  # Lemma 17
+        found[l] = SimpleNamespace(
+            eps=eps,
+            below=below,
+            eps_S=eps_S,
+            eps_O=eps_O,
+            sigma=(rho - 2 * below) / math.sqrt(2 * math.log(2 / eps_O)),  # Lemma 10
+            M=s * V / min(eps_O**2, eps_S**4),  # Lemma 10, without constants and logs
+            lambda_W=1 / P,
+            eta=2 / (1 + 2 / P),  # Lemma 15
+            T=math.ceil(P * math.log(100 * P * kappa * math.sqrt(V) / eps)),  # Lemma 17
+            N=math.ceil(32 * kappa * P / eps**2 * math.log(4 * P / delta)),  # Lemma 17
+            inside=2 * eps,  # Assumption 9 for the level above
+            between=rhm.signal(l) - 2 * eps,
+        )
+        eps = below
+    return found
+
+
+def default_run(rhm, config):
+    """{level: what the default run uses and reaches}, under the names of the proof."""
+    lambda_W, eta, T = schedule(rhm.V, rhm.m, config)
+    found = {}
+
+    def report(net, stage):
+        rng = np.random.default_rng([config.seed, 3, stage.level])
+        measured = diagnose(net, rhm, stage.level, rng)
+        found[stage.level] = SimpleNamespace(
+            eps=measured["errors"].max(),
+            eps_S=round(measured["eps_S"], 6),  # 1e-8 by rounding at the bottom
+            eps_O=measured["eps_O"],
+            inside=measured["inside"].max(),
+            between=measured["between"].min(),
+            **dict(sigma=stage.sigma, M=config.M, N=stage.N),
+            **dict(lambda_W=lambda_W, eta=eta, T=T),
+        )
+
+    train(rhm, config, report)
+    return found
+
+
+def show(value):
+    """Whole numbers up to a million as they are, others with two digits."""
+    return f"{value:,.0f}" if 50 <= value < 1e6 else f"{value:.2g}"
+
+
+def main():
+    default = draw(**DEFAULT_GRAMMAR)
+    literal = proof_constants(draw(**LITERAL_GRAMMAR))
+    for level in literal.values():
+        level.M = math.inf  # the one constant that it does not take from the proof
+    columns = proof_constants(default), literal, default_run(default, Config())
+    print("| level L, ..., 1 | the proof, default grammar | literal run | default run |")
+    print("| --- | --- | --- | --- |")
+    for name, meaning in dict(
+        N="samples N",
+        M="frequencies M",
+        lambda_W="ridge lambda_W",
+        eta="step eta",
+        T="steps T",
+        sigma="bandwidth sigma",
+        eps_O="overlap eps_O of two patches",
+        eps_S="distance eps_S within a patch",
+        eps="largest error of the outputs",
+        inside="outputs of one symbol, at most apart",
+        between="outputs of two symbols, at least apart",
+    ).items():
+        cells = []
+        for column in columns:
+            values = [getattr(column[l], name) for l in sorted(column, reverse=True)]
+            texts = [show(float(value)) for value in values]
+            cells.append(texts[0] if len(set(texts)) == 1 else ", ".join(texts))
+        print(f"| {meaning} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
