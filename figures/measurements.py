@@ -1,4 +1,4 @@
-"""The smaller measurements of figures/README.md: `python -m figures.measurements NAME`."""
+"""Smaller measurements for figures/README.md: `python -m figures.measurements NAME`."""
 
 import argparse
 import math
@@ -104,7 +104,9 @@ def one_level():
 
 def assumption_6():
     """How often Assumption 6 fails: 200 grammars per size, for both samplers."""
-    print("  V   m   L  Appendix B: K_rho = 0   Cagnetta et al.: K_rho = 0  kappa = inf")
+    print(
+        "  V   m   L  Appendix B: K_rho = 0   Cagnetta et al.: K_rho = 0  kappa = inf"
+    )
     sizes = (8, 4, 3), (16, 2, 2), (16, 2, 4), (16, 3, 4), (16, 4, 4), (16, 6, 4)
     for V, m, L in (*sizes, (32, 4, 3)):
         no_signal, no_kappa = {}, {}
@@ -162,7 +164,9 @@ def samples_needed(m, levels, grammars=5):
 def merged_rows():
     """Training the bottom level on one row per sample and on merged rows."""
     rhm, config = default_grammar(0), Config()
-    tokens, labels = map(torch.from_numpy, rhm.sample(163_840, np.random.default_rng(1), 4))
+    tokens, labels = map(
+        torch.from_numpy, rhm.sample(163_840, np.random.default_rng(1), 4)
+    )
     one_hot = torch.eye(16)
     leaves, number = distinct_rows(tokens, 16)
     counts = torch.zeros(len(leaves), 16).index_add(0, number, one_hot[labels])
@@ -183,7 +187,12 @@ def main():
     measurements = {
         function.__name__: function
         for function in (
-            seeds, places, deviations, one_level, assumption_6, where_samples,
+            seeds,
+            places,
+            deviations,
+            one_level,
+            assumption_6,
+            where_samples,
             merged_rows,
         )  # fmt: skip
     }

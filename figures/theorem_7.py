@@ -92,7 +92,9 @@ def main():
     for level in literal.values():
         level.M = math.inf  # the one constant that it does not take from the proof
     columns = proof_constants(default), literal, default_run(default, Config())
-    print("| level L, ..., 1 | the proof, default grammar | literal run | default run |")
+    print(
+        "| level L, ..., 1 | the proof, default grammar | literal run | default run |"
+    )
     print("| --- | --- | --- | --- |")
     for name, meaning in dict(
         N="samples N",
