@@ -15,8 +15,8 @@ from torch import nn
 from figures.sample_complexity import draw_grammars
 from train_layerwise import Config, accuracy, predict, torch_threads, train
 
-LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-BATCH, EVERY, MOST_STEPS = 256, 100, 20_000
+LEARNING_RATES = (1e-3, 3e-3, 3e-4, 1e-2)
+BATCH, EVERY, MOST_SENTENCES = 256, 100, 2_560_000
 
 
 class ReLUNetwork(nn.Module):
@@ -38,8 +38,8 @@ class ReLUNetwork(nn.Module):
         return h[:, 0]
 
 
-def backpropagate(rhm, learning_rate, seed):
-    """Seconds and sentences to 99%, measured every 100 steps; None if never reached."""
+def backpropagate(rhm, learning_rate, seed, most=MOST_SENTENCES):
+    """Seconds and sentences to 99%, looked at every 100 steps; None beyond `most`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
     tokens, labels = map(
@@ -48,7 +48,7 @@ def backpropagate(rhm, learning_rate, seed):
     net = ReLUNetwork(rhm)
     optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
     seconds = 0.0
-    for step in range(1, MOST_STEPS + 1):
+    for step in range(1, most // BATCH + 1):
         start = time.perf_counter()
         batch, zeta = map(torch.from_numpy, rhm.sample(BATCH, rng))
         loss = nn.functional.cross_entropy(net(batch), zeta.long())
@@ -62,6 +62,16 @@ def backpropagate(rhm, learning_rate, seed):
             if right >= 0.99:
                 return seconds, step * BATCH
     return None
+
+
+def fastest_rate(rhm, seed):
+    """The learning rate that needs the fewest sentences; the others stop at that."""
+    best, most = None, MOST_SENTENCES
+    for rate in LEARNING_RATES:
+        found = backpropagate(rhm, rate, seed, most)
+        if found:
+            best, most = rate, found[1]
+    return best
 
 
 def layerwise(rhm, seed):
@@ -87,9 +97,7 @@ def main():
             rhms = draw_grammars(16, 4, L, options.grammars)
             rhms = [(seed, rhm) for seed, rhm in enumerate(rhms) if rhm.K_rho > 0]
             seed, rhm = rhms[0]
-            tried = {rate: backpropagate(rhm, rate, seed) for rate in LEARNING_RATES}
-            reached = {rate: found for rate, found in tried.items() if found}
-            rate = min(reached, key=lambda rate: reached[rate][0])
+            rate = fastest_rate(rhm, seed)
             pairs = [
                 (layerwise(rhm, k), backpropagate(rhm, rate, k)) for k, rhm in rhms
             ]

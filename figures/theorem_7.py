@@ -100,7 +100,6 @@ def main():
         N="samples N",
         M="frequencies M",
         lambda_W="ridge lambda_W",
-        eta="step eta",
         T="steps T",
         sigma="bandwidth sigma",
         eps_O="overlap eps_O of two patches",
