@@ -1140,6 +1140,9 @@ def test_diagnose_measures_distances_to_the_exact_posterior(usual, usual_net):
     blocks = found["matrix"].reshape(4, 2, 4, 2)  # symbol, synonym, symbol, synonym
     expected = distances(target, target)[:, None, :, None]
     assert np.allclose(blocks, expected) and found["eps_S"] == 0
+    tokens, labels = rhm.sample(100, RNG)
+    read = network_parse(net, rhm, tokens)[0][:, 0]
+    assert np.array_equal(read, np.where(labels == 3, 0, labels))
     assert 0.7 < accuracy(net, rhm, 4000, np.random.default_rng(0)) < 0.8
     other = diagnose(net, rhm, 1, np.random.default_rng(1), n=4000)
     assert not np.array_equal(found["errors"], other["errors"])  # fresh patches
