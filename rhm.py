@@ -7,7 +7,8 @@ r"""The random hierarchy model: a grammar whose sentences are classified by thei
     s   tokens per patch                     L   levels; a sentence has d = s^L tokens
 
 Level 0 is the label, level L the sentence; here L = 3 and s = 2.  Beside each step from
-level l-1 to level l: its rules[l-1], T_l, q^(l), and the trained level that undoes it.
+level l-1 to level l stand its rules, the shares T_l of first tokens, the posterior
+q^(l) of the label given the first patch, and the trained level that undoes the step.
 
     level 0              zeta               the label
                       /        \            rules[0]   transition(1)   q^(1)   net[2]
@@ -15,7 +16,7 @@ level l-1 to level l: its rules[l-1], T_l, q^(l), and the trained level that und
                    /    \     /   \         rules[1]   transition(2)   q^(2)   net[1]
     level 2      [ .     . ] .     .        mu = [. .], the first level-2 patch
                   / \   / \ / \   / \       rules[2]   transition(3)   q^(3)   net[0]
-    level 3       x x   x x . .   . .       the sentence; x: the leaves under mu
+    level 3       o o   o o . .   . .       the sentence; o: the leaves under mu
 
 Patches are synonyms when the same symbol generates them.  A level has V m patches, the
 paper's set P_l.  This file needs NumPy only; `python rhm.py` shows a small grammar.
@@ -42,7 +43,7 @@ class RHM:
         _check_sizes(self.V, self.m, self.s, self.L)
         self.rules = _as_tokens("rules", rules, self.V)
         self.rules.setflags(write=False)
-        self._parents = [{} for _ in range(self.L)]  # for each level: patch -> symbol
+        self._parents = [{} for _ in range(self.L)]  # [l]: patch of level l+1 -> symbol
         for l, nu, j in np.ndindex(self.L, self.V, self.m):
             patch = tuple(self.rules[l, nu, j].tolist())
             if patch in self._parents[l]:
@@ -139,8 +140,8 @@ class RHM:
     def transition(self, l):
         """T_l, the share of the rules of nu whose first token is mu (Appendix B).
 
-        The paper's bold P_l: rows nu of level l-1, columns mu of level l, (V, V).
-        ValueError for a level outside 1..L.
+        The paper's bold P_l, not its set P_l.  Rows nu of level l-1, columns mu of
+        level l: (V, V).  ValueError for a level outside 1..L.
         """
         l = as_integer("level", l, 1, self.L)
         T = np.zeros((self.V, self.V))
@@ -176,7 +177,7 @@ class RHM:
             j = int(distances.argmin())
             if distances[j] < rho:
                 rho, nu, other = float(distances[j]), i, i + 1 + j
-        # Rounding in level - 1 products of sums of V terms makes less than this:
+        # A product of level - 1 matrices of size V has rounding errors below this:
         no_distance = rho <= level * self.V * np.finfo(float).eps
         return 0.0 if no_distance else rho, nu, other
 

@@ -29,9 +29,9 @@ class Config:
 
     C: float = 10.0  # samples: N^(l) = C |P_l| m^l, where |P_l| = V m
     M: int = 512  # random frequencies per level, Eq. (6)
-    seed: int = 0  # of data, features and test data, each with a stream of its own
+    seed: int = 0  # of the random streams: 1 data, 2 features, 3 and 4 test data
     ridge: float = 0.01  # lambda_W = ridge / |P_l|; the proof has ridge = 1
-    bandwidth: float = 1.5  # sigma over the distance that choose_sigma finds
+    bandwidth: float = 1.5  # sigma over choose_sigma's distance; found by trial
     kappa: float = 1.0  # of Assumption 6(a): what the learner assumes in Lemma 17
     eps: float = 0.01  # target error eps_* of Lemma 17; sets the number of steps
     device: str = "cpu"  # or cuda
@@ -53,7 +53,8 @@ def train(rhm, config, report=None, sigmas=None):
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    # 0.5 is not in the paper: one-hots are sqrt 2 apart, so overlaps are <= exp(-4).
+    lambda_W, eta, T = schedule(V, m, config)
+    # 0.5 is not in the paper: one-hots are sqrt 2 apart, so the kernel is <= exp(-4).
     sigmas = {L: 0.5} | (sigmas or {})
     net, stages = DeepCNN(V), []
     with torch.no_grad(), torch_threads(config.threads):
@@ -64,7 +65,6 @@ def train(rhm, config, report=None, sigmas=None):
             if l not in sigmas:
                 sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
             level = new_level(V, s, sigmas[l], config, feature_rng)
-            lambda_W, eta, T = schedule(V, m, config)
             losses, least = train_level(level, h.flatten(1), counts, lambda_W, eta, T)
             net.append(level)
             stage = dict(level=l, N=N, rows=len(leaves), sigma=sigmas[l])
@@ -77,26 +77,28 @@ def train(rhm, config, report=None, sigmas=None):
 # ---- What train calls, in the order of the calls -------------------------------------
 
 
-@contextmanager
-def torch_threads(threads):
-    """Hold torch to so many threads, then restore the caller's; not in the paper.
+def schedule(V, m, config):
+    """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
 
-    Two threads wait for each other in a busy loop, which beside another program that
-    holds a core took up to a hundred times longer.
+    lambda_W = ridge / |P_l|; T = |P_l| log(100 |P_l| kappa sqrt(V) / eps), which is
+    meant for ridge 1.  The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], and
+    the best constant step is 2 / (smallest + largest); Lemma 15 prints
+    2 / (1 + lambda_W) (README, slip 2).
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    P = V * m  # |P_l|, the number of patches of every level
+    lambda_W = config.ridge / P
+    # Two logarithms, for the quotient overflows when eps is tiny.
+    T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
+    T = max(1, math.ceil(T))  # without a step W = 0, and Eq. (2) is 0 / 0
+    return lambda_W, 2 / (1 + 2 * lambda_W), T
 
 
 def draw_first_patches(rhm, N, level, rng, device="cpu", block=2**19):
     """N fresh samples of Section 2.3, equal ones merged, `block` at a time.
 
     Eq. (3) sees the data only through how often each leaf string under the first
-    level-`level` patch came with each label: millions of samples are a small table.
+    level-`level` patch came with each label.  At the lower levels, where N is large,
+    few strings are different.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
     ValueError for N outside 1..2^31 or a level outside 1..L.
     """
@@ -121,8 +123,8 @@ def choose_sigma(h, counts, factor, rng, pairs=20_000):
     Lemma 10 wants sigma in proportion to rho~, the smallest distance between embeddings
     of two symbols (Assumption 9), which the learner does not know.  Two random tokens
     are the same symbol with probability about 1/V, so the 1/V quantile of their
-    distance lies between the distances inside a symbol and those between two: see the
-    histogram in figures/layerwise.png.  sigma is `factor` times that.
+    distance is about where the distances inside a symbol end and those between two
+    begin: see the histogram in figures/layerwise.png.  sigma is `factor` times that.
     h: embeddings (U, s, V); each row weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
@@ -139,21 +141,6 @@ def new_level(V, s, sigma, config, rng):
     omega = rng.standard_normal((config.M, s * V)) / as_positive("sigma", sigma, 1e-30)
     omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
     return Level(omega, omega.new_zeros(V, 2 * config.M))
-
-
-def schedule(V, m, config):
-    """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
-
-    lambda_W = ridge / |P_l|; T = |P_l| log(100 |P_l| kappa sqrt(V) / eps).  The
-    curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], and the best constant step is
-    2 / (smallest + largest); Lemma 15 prints 2 / (1 + lambda_W) (README, slip 2).
-    """
-    P = V * m  # |P_l|, the number of patches of every level
-    lambda_W = config.ridge / P
-    # Two logarithms, for the quotient overflows when eps is tiny.
-    T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
-    T = max(1, math.ceil(T))  # without a step W = 0, and Eq. (2) is 0 / 0
-    return lambda_W, 2 / (1 + 2 * lambda_W), T
 
 
 @torch.no_grad()
@@ -177,26 +164,26 @@ def train_level(level, h, counts, lambda_W, eta, T):
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
     """T steps of gradient descent on Eq. (3) from W = 0 (Section 2.3).
 
-    covariance: E^[x x^T], (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
+    covariance: E^[x x^T], uncentred, (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
     Returns W (V, 2M), the T + 1 losses, and the loss of the closed-form minimiser.
     """
     # Efficiency only: gradient descent commutes with an orthogonal change of basis.  In
-    # the eigenbasis of E^[x x^T] = Q diag(curvature) Q^T a step costs V 2M products
-    # instead of V (2M)^2, so we descend on U = W Q.
-    curvature, Q = torch.linalg.eigh(covariance)
-    curvature = curvature.clamp(min=0)  # below 0 by rounding only
+    # the eigenbasis of E^[x x^T] = Q diag(spectrum) Q^T a step costs V 2M products
+    # instead of V (2M)^2, so we descend on WQ.
+    spectrum, Q = torch.linalg.eigh(covariance)
+    spectrum = spectrum.clamp(min=0)  # below 0 by rounding only
     target = correlation @ Q
 
-    def loss(U):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
-        return 0.5 + (U * (0.5 * (curvature + lambda_W) * U - target)).sum()
+    def loss(WQ):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
+        return 0.5 + (WQ * (0.5 * (spectrum + lambda_W) * WQ - target)).sum()
 
-    U = torch.zeros_like(target)
-    losses = [loss(U)]
+    WQ = torch.zeros_like(target)
+    losses = [loss(WQ)]
     for _ in range(T):  # W <- W - eta (W E^[x x^T] - E^[e_zeta x^T] + lambda_W W)
-        U = U - eta * (U * curvature - target + lambda_W * U)
-        losses.append(loss(U))
-    minimiser = target / (curvature + lambda_W)  # E^[e x^T] (E^[x x^T] + lambda_W)^-1
-    return U @ Q.T, torch.stack(losses).cpu().numpy(), loss(minimiser).item()
+        WQ = WQ - eta * (WQ * spectrum - target + lambda_W * WQ)
+        losses.append(loss(WQ))
+    minimiser = target / (spectrum + lambda_W)  # E^[e x^T] (E^[x x^T] + lambda_W I)^-1
+    return WQ @ Q.T, torch.stack(losses).cpu().numpy(), loss(minimiser).item()
 
 
 # ---- Measurements: they look at the grammar, after the fact --------------------------
@@ -206,7 +193,7 @@ def predict(net, tokens):
     """Outputs of the network for NumPy tokens, as a float64 array; not in the paper."""
     device = next(net.parameters(), torch.zeros(0)).device
     tokens = torch.as_tensor(tokens, device=device)
-    with torch.no_grad(), torch_threads(1):
+    with torch.no_grad(), torch_threads(1):  # short, and safe beside other programs
         h = net.embed(tokens)
     return (h[:, 0] if h.shape[1] == 1 else h).double().cpu().numpy()
 
@@ -222,14 +209,16 @@ def accuracy(net, rhm, n, rng):
 
 def distances(a, b):
     """Euclidean distances between the rows of two arrays; not in the paper."""
-    exact = "donot_use_mm_for_euclid_dist"  # also for equal rows
+    exact = "donot_use_mm_for_euclid_dist"  # the faster way makes equal rows differ
     return torch.cdist(*map(torch.from_numpy, (a, b)), compute_mode=exact).numpy()
 
 
 def distances_to_q(outputs, rhm, level):
     """||output - q^(level)|| for all symbols of level - 1; inf for one never first."""
-    to_q = distances(outputs.reshape(-1, rhm.V), rhm.label_posterior(level))
-    return np.where(np.isnan(to_q), math.inf, to_q)
+    q = rhm.label_posterior(level)
+    to_q = distances(outputs.reshape(-1, rhm.V), q)
+    to_q[:, np.isnan(q[:, 0])] = math.inf
+    return to_q
 
 
 def network_parse(net, rhm, tokens):
@@ -271,12 +260,14 @@ def diagnose(net, rhm, level, rng, n=10_000):
     i, j = np.triu_indices(len(x), 1)  # all pairs
     apart, overlap = distances(outputs[:500], outputs[:500])[i, j], overlap[i, j]
     same_symbol, same_patch = symbol[i] == symbol[j], (patch[i] == patch[j]).all(1)
+    errors = to_q[np.arange(n), symbol]
     return dict(
-        errors=to_q[np.arange(n), symbol],
-        nearest=(to_q.argmin(1) == symbol).mean(),
+        errors=errors,
+        nearest=((to_q.argmin(1) == symbol) & np.isfinite(errors)).mean(),
         matrix=distances(outputs[one_each], outputs[one_each]),
         inside=apart[same_symbol],
         between=apart[~same_symbol],
+        # ||x - x'||^2 = 2 - 2 <x, x'> for vectors of norm 1
         eps_S=math.sqrt(max(0, 2 - 2 * overlap[same_patch].min(initial=1))),
         eps_O=np.abs(overlap[~same_patch]).max(initial=0),
     )
@@ -316,7 +307,7 @@ def run(rhm, config, figure=None):
         width = 4 * rhm.s ** (rhm.L - l)  # a symbol stands above its first token
         for name, tree in ("network", read), ("grammar", parsed):
             symbols = "".join(f"{nu:<{width}}" for nu in tree[l][0])
-            print(f"level {l}  {name}  {symbols[:64].rstrip()}")
+            print(f"level {l}  {name}  {symbols[:64].rstrip()}")  # 16 tokens
     if figure:
         plot_layers(rhm, stages, diagnoses, figure)
     print(
@@ -346,7 +337,7 @@ def plot_layers(rhm, stages, diagnoses, path):
         steps = np.arange(1, len(stage.losses) + 1)
         left.plot(steps, stage.losses, color=color, label=f"level {stage.level}")
         left.axhline(stage.minimum, color=color, linestyle=":")
-    left.set(title="losses reach their minimum (dotted)", xscale="log")
+    left.set(title="losses approach their minimum (dotted)", xscale="log")
     left.set(xlabel="gradient step + 1", ylabel="loss, Eq. (3)")
 
     k = rhm.L // 2  # a stage in the middle: its tokens are outputs of the one before
@@ -355,9 +346,9 @@ def plot_layers(rhm, stages, diagnoses, path):
     for name, label in ("inside", "one symbol"), ("between", "two symbols"):
         middle.hist(found[name], np.linspace(0, both.max(), 80), label=label)
     quantile = np.quantile(both[both > 0], 1 / rhm.V)
-    middle.axvline(quantile, color="black", linestyle=":", label="1/V quantile")
+    middle.axvline(quantile, color="black", linestyle=":", label="their 1/V quantile")
     middle.axvline(stages[k].sigma, color="black", label=f"sigma of level {levels[k]}")
-    middle.set(title="sigma lies between two bumps", ylabel="pairs")
+    middle.set(title="distances of two tokens, and sigma", ylabel="pairs")
     middle.set(xlabel=f"distance of two tokens of level {levels[k]}")
     middle.set_ylim(top=1.5 * middle.get_ylim()[1])  # room for the legend
     middle.set_visible(rhm.L > 1)  # the tokens of the bottom level are one-hot
@@ -371,7 +362,7 @@ def plot_layers(rhm, stages, diagnoses, path):
     ):
         drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
         right.plot(levels, drawn, style, label=label)
-    right.set(title="median errors stay below rho", yscale="log", xticks=levels)
+    right.set(title="signal and error", yscale="log", xticks=levels)
     right.set(xlabel="level (trained from left to right)", ylabel="distance of two q")
     right.invert_xaxis()
     for ax in (left, middle, right):
@@ -379,7 +370,7 @@ def plot_layers(rhm, stages, diagnoses, path):
     figure.savefig(path, dpi=100)
 
 
-# ---- The command line, and what is refused -------------------------------------------
+# ---- The command line, threads, and what is refused ----------------------------------
 
 
 def main(argv=None):
@@ -414,6 +405,21 @@ def main(argv=None):
         parser.error((str(error) or "out of memory").splitlines()[0])
 
 
+@contextmanager
+def torch_threads(threads):
+    """Hold torch to so many threads, then restore the caller's; not in the paper.
+
+    Two threads wait for each other in a busy loop.  When another program holds a core,
+    training took up to a hundred times longer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def check_config(config):
     """Refuse settings without a meaning; make NumPy's numbers Python's own."""
     for name, least in dict(M=1, seed=0, threads=1).items():
@@ -431,7 +437,7 @@ def check_config(config):
 
 
 def as_positive(name, x, least=0):
-    """x as a Python float, or ValueError unless it is a number in least..1e9."""
+    """x as a Python float, or ValueError unless it is between least and 1e9."""
     if not isinstance(x, Real) or not least < x < 1e9:
         raise ValueError(f"{name} must be between {least} and 1e9, got {x!r}")
     return float(x)

@@ -93,20 +93,20 @@ def main():
         level.M = math.inf  # the one constant that it does not take from the proof
     columns = proof_constants(default), literal, default_run(default, Config())
     print(
-        "| level L, ..., 1 | the proof, default grammar | literal run | default run |"
+        "| level L, ..., 1 | asked, default grammar | asked, literal run | found, default run |"
     )
     print("| --- | --- | --- | --- |")
     for name, meaning in dict(
         N="samples N",
-        M="frequencies M",
+        M="frequencies M (order)",
         lambda_W="ridge lambda_W",
         T="steps T",
         sigma="bandwidth sigma",
         eps_O="overlap eps_O of two patches",
         eps_S="distance eps_S within a patch",
         eps="largest error of the outputs",
-        inside="outputs of one symbol, at most apart",
-        between="outputs of two symbols, at least apart",
+        inside="outputs of one symbol, at most apart (2 eps)",
+        between="outputs of two symbols, at least apart (rho - 2 eps)",
     ).items():
         cells = []
         for column in columns:
