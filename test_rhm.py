@@ -1272,7 +1272,8 @@ def test_bad_input_is_refused_in_one_sentence(act, says):
         ("--figure=kept.png/run.png", "kept.png"),
         ("--figure=folder.png", "Is a directory: 'folder.png'"),
         ("--unknown=1", "unrecognized arguments: --unknown=1"),
-        ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),  # found out late
+        ("--L=1 --M=1000000000000000", "allocate"),  # found out late
+        ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),
     ],
 )
 def test_the_command_line_refuses_in_one_line_and_touches_no_file(
