@@ -126,10 +126,10 @@ class RHM:
             raise ValueError(f"tokens must be (n, {self.d}), got shape {tokens.shape}")
         tree = [_as_tokens("tokens", tokens, self.V)]
         for l in range(self.L, 0, -1):
-            width = self.s ** (l - 1)
+            width, parents = self.s ** (l - 1), self._parents[l - 1]
             patches = list(zip(*tree[0].reshape(-1, self.s).T.tolist()))
             try:
-                symbols = [self._parents[l - 1][patch] for patch in patches]
+                symbols = [parents[patch] for patch in patches]
             except KeyError as error:
                 patch, row = error.args[0], patches.index(error.args[0]) // width
                 text = f"row {row}: no symbol generates the level-{l} patch {patch}"
