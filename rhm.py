@@ -249,7 +249,8 @@ def as_integer(name, x, least, most=math.inf):
 def _check_sizes(V, m, s, L):
     """Sizes as ints; refuse those without a non-ambiguous grammar (Section 2.1)."""
     V, m, s, L = (as_integer(*size, 1) for size in zip("VmsL", (V, m, s, L)))
-    if s * math.log2(V) >= 63 or L * math.log2(s) > 31:
+    # min: so that enormous exponents do not overflow
+    if min(s, 63) * math.log2(V) >= 63 or min(L, 32) * math.log2(s) > 31:
         got = f"got V = {V}, s = {s}, L = {L}"
         raise ValueError(f"V^s < 2^63 and s^L <= 2^31 are needed, {got}")
     if V * m > min(V**s, 2**31):
