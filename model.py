@@ -39,7 +39,7 @@ class Level(nn.Module):
         self.s = omega.shape[1] // len(W)
 
     def patch_embedding(self, h):
-        """Eq. (1) with the map of Eq. (6): (..., s V) -> x (..., 2M)."""
+        """Eq. (1) with the map of Eq. (6): s tokens (..., s V) -> x (..., 2M)."""
         return random_fourier_features(h, self.omega)
 
     def forward(self, h):

@@ -97,7 +97,8 @@ class RHM:
         for l, rules in enumerate(self.rules):
             width = tree[l].shape[1]
             choice = rng.integers(self.m, size=(n, width), dtype=small)
-            # patches = rules[tree[l], choice], written for several times the speed
+            # patches = rules[tree[l], choice] at several times the speed; "clip" only
+            # skips the check of the bounds
             row = tree[l] * self.m + choice
             patches = np.take(rules.reshape(-1, self.s), row, axis=0, mode="clip")
             tokens = patches.reshape(n, width * self.s)
@@ -196,7 +197,7 @@ class RHM:
         Assumption 6(a), for all l and mu; inf when some patch is never first.
         """
         first = [self._label_and_first_symbol(l).sum(0) for l in range(self.L)]
-        rarest = np.min(first)  # symbol; each of its m patches has 1/m of that
+        rarest = np.min(first)  # of all symbols; its m patches share it equally
         return float(1 / (self.V * rarest)) if rarest > 0 else math.inf
 
     @property

@@ -49,7 +49,7 @@ def train(rhm, config, report=None, sigmas=None):
     rhm.sample(n, rng, level) and the sizes V, m, s, L only.  report(net, stage) is
     called after each stage; sigmas, {level: bandwidth}, replace the learner's choice.
     A stage has its level, the samples N, their distinct rows, sigma, the T + 1 losses
-    and their minimum.  ValueError for N > 2^31 or a sigma that is not positive.
+    and the closed-form minimum.  ValueError for N > 2^31 or a sigma that is not > 0.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
@@ -61,7 +61,7 @@ def train(rhm, config, report=None, sigmas=None):
         for l in range(L, 0, -1):
             N = math.ceil(config.C * V * m * m**l)  # geometric in l: Section 4.2
             leaves, counts = draw_first_patches(rhm, N, l, data_rng, config.device)
-            h = net.embed(leaves)  # (U, s, V), by the levels trained so far
+            h = net.embed(leaves)  # U distinct strings -> (U, s, V)
             if l not in sigmas:
                 sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
             level = new_level(V, s, sigmas[l], config, feature_rng)
@@ -133,6 +133,7 @@ def choose_sigma(h, counts, factor, rng, pairs=20_000):
     tokens = h[rows.to(h.device), places.to(h.device)]  # (2, pairs, V)
     apart = (tokens[0] - tokens[1]).norm(dim=1)
     apart = apart[apart > 0]  # without the pairs of one token with itself
+    # If all tokens are equal, any sigma will do.
     return factor * apart.quantile(1 / h.shape[2]).item() if len(apart) else 1.0
 
 
@@ -191,7 +192,7 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
 
 def predict(net, tokens):
     """Outputs of the network for NumPy tokens, as a float64 array; not in the paper."""
-    device = next(net.parameters(), torch.zeros(0)).device
+    device = next(net.parameters(), torch.zeros(0)).device  # net[:0] has none
     tokens = torch.as_tensor(tokens, device=device)
     with torch.no_grad(), torch_threads(1):  # short, and safe beside other programs
         h = net.embed(tokens)
@@ -249,7 +250,7 @@ def diagnose(net, rhm, level, rng, n=10_000):
     below = rhm.L - level  # the number of levels below this one
     outputs, symbol = predict(net[: below + 1], tree[-1]), tree[level - 1][:, 0]
     to_q = distances_to_q(outputs, rhm, level)
-    patch = np.column_stack([symbol, tree[level]])
+    patch = np.column_stack([symbol, tree[level]])  # unique sorts by symbol first
     _, one_each = np.unique(patch, axis=0, return_index=True)
 
     h = torch.tensor(predict(net[:below], tree[-1][:500]), device=net[below].W.device)
@@ -393,6 +394,7 @@ def main(argv=None):
         ("figure", "figures/layerwise.png", "picture to write"),
     ):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    # One line, where argparse prints the usage as well:
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: error: {text}\n")
     options = vars(parser.parse_args(argv))
     figure, sizes = options.pop("figure"), [options.pop(name) for name in "VmsL"]
@@ -421,7 +423,10 @@ def torch_threads(threads):
 
 
 def check_config(config):
-    """Refuse settings without a meaning; make NumPy's numbers Python's own."""
+    """Refuse settings without a meaning; make NumPy's numbers Python's own.
+
+    object.__setattr__, since a Config is frozen.
+    """
     for name, least in dict(M=1, seed=0, threads=1).items():
         number = as_integer(name, getattr(config, name), least)
         object.__setattr__(config, name, number)

@@ -92,9 +92,8 @@ def main():
     for level in literal.values():
         level.M = math.inf  # the one constant that it does not take from the proof
     columns = proof_constants(default), literal, default_run(default, Config())
-    print(
-        "| level L, ..., 1 | asked, default grammar | asked, literal run | found, default run |"
-    )
+    header = "asked, default grammar | asked, literal run | found, default run"
+    print(f"| level L, ..., 1 | {header} |")
     print("| --- | --- | --- | --- |")
     for name, meaning in dict(
         N="samples N",
