@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from figures.sample_complexity import draw_grammars
-from train_layerwise import Config, accuracy, predict, torch_threads, train
+from train_layerwise import Config, accuracy, torch_threads, train
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 BATCH, EVERY, MOST_SENTENCES = 256, 100, 2_560_000
@@ -40,12 +40,13 @@ class ReLUNetwork(nn.Module):
 
 def backpropagate(rhm, learning_rate, seed, most=MOST_SENTENCES):
     """Seconds and sentences to 99%, looked at every 100 steps; None beyond `most`."""
-    torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
     tokens, labels = map(
         torch.from_numpy, rhm.sample(2000, np.random.default_rng([seed, 4]))
     )
-    net = ReLUNetwork(rhm)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ReLUNetwork(rhm)
     optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
     seconds = 0.0
     for step in range(1, most // BATCH + 1):

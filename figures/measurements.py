@@ -11,7 +11,7 @@ from figures.sample_complexity import train_one_level
 from model import distinct_rows
 from rhm import RHM
 from train_layerwise import (
-    Config, accuracy, diagnose, draw_first_patches, network_parse, new_level, predict,
+    Config, accuracy, diagnose, network_parse, new_level, predict,
     schedule, torch_threads, train, train_level,
 )  # fmt: skip
 
