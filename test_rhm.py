@@ -812,6 +812,11 @@ def test_equation_11_inner_products_are_enough_for_gradient_descent():
     assert torch.allclose(A @ x, level.W, atol=1e-12)
 
 
+def minimiser(K, p, joint, lambda_W):
+    """A_* of the closed form W_* = A_* X, to which descend converges."""
+    return joint @ torch.linalg.inv(K * p + lambda_W * torch.eye(len(p)))
+
+
 def equation_9(K, p, joint, patch, lambda_W):
     """Lemma 14 at eps_O = 0, row by row: alpha_mu, p^_mu (U,) and q^_mu (V, U).
 
@@ -821,21 +826,22 @@ def equation_9(K, p, joint, patch, lambda_W):
     """
     same = (patch[:, None] == patch).double()
     p_hat = same @ p
-    inverse = torch.linalg.inv(K * same * p + lambda_W * torch.eye(len(p)))
-    return p @ inverse @ (K * same) / p_hat, p_hat, joint @ same / p_hat
+    alpha = minimiser(K * same, p, p, lambda_W) @ (K * same) / p_hat
+    return alpha, p_hat, joint @ same / p_hat
 
 
-def literal_run(rhm, samples=1, push=0, seed=0):
+def literal_run(rhm, samples=1, push=0):
     """All stages of Section 2.3 with proof_constants(rhm), in float64, M = infinity.
 
     samples: a factor of N; push: an error of the inputs of levels above the bottom, in
     units of rho.  Returns {level: what the lemmas speak of}.
     """
-    rng, tree, stages = np.random.default_rng(seed), derivations(rhm), {}
+    rng, tree, stages = np.random.default_rng(0), derivations(rhm), {}
+    constants = proof_constants(rhm)
     n, V, s, L = len(tree[0]), rhm.V, rhm.s, rhm.L
     h = torch.eye(V).double()[torch.tensor(tree[L])]  # (n, d, V)
     for l in range(L, 0, -1):
-        c = proof_constants(rhm)[l]
+        c = constants[l]
         if push and l < L:
             noise = torch.tensor(rng.standard_normal(h.shape))
             noise /= noise.norm(dim=2, keepdim=True)
@@ -909,7 +915,6 @@ def test_theorem_7_lemma_10_patches_apart_and_representations_together(literal):
         assert (spread > 0) == (l < rhm.L)
         printed, _ = overlap_and_spread(stage.K**0.25, stage.patch)
         assert printed > 100 * stage.c.eps_O
-    assert printed > 0 and l == 1
     bottom = stages[rhm.L]
     printed, _ = overlap_and_spread(bottom.K**0.25, bottom.patch)
     assert printed == pytest.approx((bottom.c.eps_O / 2) ** 0.25, rel=0.01)
@@ -922,7 +927,7 @@ def test_theorem_7_lemma_14_the_minimiser_is_equation_9(literal):
     for stage in stages.values():
         K, p, joint, c = stage.K, stage.p, stage.joint, stage.c
         alpha, p_hat, q_hat = equation_9(K, p, joint, stage.patch, c.lambda_W)
-        W_star_x = joint @ torch.linalg.inv(K * p + c.lambda_W * torch.eye(512)) @ K
+        W_star_x = minimiser(K, p, joint, c.lambda_W) @ K
         rest = (W_star_x - alpha * p_hat * q_hat).norm(dim=0).max()
         assert rest <= 6 * P**2 * c.eps_O
 
@@ -933,7 +938,7 @@ def test_theorem_7_lemma_15_gradient_descent_has_converged(literal):
     P = rhm.V * rhm.m
     for stage in stages.values():
         K, p, c = stage.K, stage.p, stage.c
-        A_star = stage.joint @ torch.linalg.inv(K * p + c.lambda_W * torch.eye(512))
+        A_star = minimiser(K, p, stage.joint, c.lambda_W)
         norm = lambda A: ((A @ K) * A).sum().clamp(min=0).sqrt()
         assert norm(stage.A - A_star) <= math.exp(-c.T / P) * norm(A_star)
         assert norm(A_star) <= P
@@ -1000,7 +1005,7 @@ def test_lemma_14_labels_and_representations_are_independent_in_law_only(tiny):
         assert overlap <= eps_O and 0 < spread <= eps_S
         p = joint.sum(0)
         alpha, p_hat, q_hat = equation_9(K, p, joint, patch, 1 / P)
-        W_star_x = joint @ torch.linalg.inv(K * p + torch.eye(P * R) / P) @ K
+        W_star_x = minimiser(K, p, joint, 1 / P) @ K
         return (W_star_x - alpha * p_hat * q_hat).norm(dim=0).max().item()
 
     for eps_O in (1e-4, 1e-9):
@@ -1166,7 +1171,8 @@ def test_the_sweep_counts_the_samples_of_all_levels(tmp_path, capsys):
     assert few.N[:3].tolist() == [16 * 6 // 4, 16 * 6 // 2, 16 * 6]  # C = 1/4, 1/2, 1
     assert few.shares.shape == (len(few.N), 3) and many.shares[-1].mean() > 0.995
     out = capsys.readouterr().out
-    assert np.ptp([float(x) for x in re.findall(r"N\* = (\d+)", out)]) > few.N[2]
+    N_star = [int(number) for number in re.findall(r"N\* = (\d+)", out)]
+    assert len(N_star) == 2 and N_star[1] > 2 * N_star[0]
     K_rho = [grammar(8, 2, 2, 2, seed).K_rho for seed in range(6)]
     assert np.flatnonzero(K_rho).tolist() == [0, 1, 5] and "% of 3 " in out
     sealed = Sealed(grammar(8, 2, 2, 2))

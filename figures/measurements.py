@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from figures.sample_complexity import train_one_level
+from figures.sample_complexity import draw_grammars, train_one_level
 from model import distinct_rows
 from rhm import RHM
 from train_layerwise import (
@@ -145,9 +145,8 @@ def where_samples():
 def samples_needed(m, levels, grammars=5):
     """The C at which accuracy reaches 90%, geometric mean over grammars; not N."""
     logs = []
-    for seed in range(40):
-        rhm = RHM.random(16, m, 2, 4, np.random.default_rng(seed))
-        if rhm.K_rho == 0 or len(logs) == grammars:
+    for seed, rhm in enumerate(draw_grammars(16, m, 4, grammars)):
+        if rhm.K_rho == 0:
             continue
         Cs, shares = 2.0 ** np.arange(-3, 4), []
         for C in Cs:

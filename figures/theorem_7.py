@@ -30,7 +30,7 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
     """
     if rhm.kappa == math.inf or rhm.K_rho == 0:
         raise ValueError("Theorem 7 needs a finite kappa and K_rho > 0")
-    V, m, s, L, P, kappa = rhm.V, rhm.m, rhm.s, rhm.L, rhm.V * rhm.m, rhm.kappa
+    V, s, L, P, kappa = rhm.V, rhm.s, rhm.L, rhm.V * rhm.m, rhm.kappa
     found = {}
     for l in range(1, L + 1):
         # Lemma 11: the accuracy that level l needs of the embeddings below it.
@@ -39,7 +39,10 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
             below = rho / math.sqrt(2000 * P**2 * s * math.log(P * kappa / eps))
         else:
             rho, below = math.sqrt(2), 0  # one-hot tokens
-        eps_S = 1 / (4 * P)  # Lemma 16: lambda_W / 4
+        # Lemmas 15 and 17: what the learner would do with the proof's ridge.
+        config = Config(ridge=1.0, kappa=kappa, eps=eps)
+        lambda_W, eta, T = schedule(V, rhm.m, config)
+        eps_S = lambda_W / 4  # Lemma 16
         eps_O = eps / (600 * P**2 * kappa * math.sqrt(V))  # Lemma 17
         found[l] = SimpleNamespace(
             eps=eps,
@@ -48,9 +51,9 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
             eps_O=eps_O,
             sigma=(rho - 2 * below) / math.sqrt(2 * math.log(2 / eps_O)),  # Lemma 10
             M=s * V / min(eps_O**2, eps_S**4),  # Lemma 10, without constants and logs
-            lambda_W=1 / P,
-            eta=2 / (1 + 2 / P),  # Lemma 15
-            T=math.ceil(P * math.log(100 * P * kappa * math.sqrt(V) / eps)),  # Lemma 17
+            lambda_W=lambda_W,
+            eta=eta,
+            T=T,
             N=math.ceil(32 * kappa * P / eps**2 * math.log(4 * P / delta)),  # Lemma 17
             inside=2 * eps,  # Assumption 9 for the level above
             between=rhm.signal(l) - 2 * eps,
@@ -61,7 +64,7 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
 
 def default_run(rhm, config):
     """{level: what the default run uses and reaches}, under the names of the proof."""
-    lambda_W, eta, T = schedule(rhm.V, rhm.m, config)
+    lambda_W, _, T = schedule(rhm.V, rhm.m, config)
     found = {}
 
     def report(net, stage):
@@ -73,8 +76,11 @@ def default_run(rhm, config):
             eps_O=measured["eps_O"],
             inside=measured["inside"].max(),
             between=measured["between"].min(),
-            **dict(sigma=stage.sigma, M=config.M, N=stage.N),
-            **dict(lambda_W=lambda_W, eta=eta, T=T),
+            sigma=stage.sigma,
+            M=config.M,
+            N=stage.N,
+            lambda_W=lambda_W,
+            T=T,
         )
 
     train(rhm, config, report)
