@@ -45,8 +45,7 @@ class Level(nn.Module):
     def forward(self, h):
         """Eq. (2): W x divided by the sum of its entries, (..., s V) -> (..., V).
 
-        By Lemmas 14 and 16 that sum is near alpha_mu p_mu > 0 in the proof's regime,
-        for q sums to 1; in the default run it is 0.6 to 1.25 on fresh sentences.
+        The proof has W x near alpha_mu p_mu q_mu (Lemma 14), so the quotient is near q.
         """
         scores = self.patch_embedding(h) @ self.W.T
         return scores / scores.sum(-1, keepdim=True)
@@ -63,17 +62,16 @@ class DeepCNN(nn.Sequential):
         self.V = V
 
     def __getitem__(self, index):
-        """A level; or, with net[:k], the network after k stages, which keeps its V."""
+        """net[:k] is the network after k stages; it keeps its V."""
         if isinstance(index, slice):
             return DeepCNN(self.V, *list(self)[index])
         return super().__getitem__(index)
 
     def forward(self, tokens):
-        """Section 2.2: integers (n, width) -> embeddings (n, width / s^k, V).
+        """Section 2.2: integers (n, width) -> (n, width / s^k, V) after k levels.
 
-        k is the number of levels; the output (n, V) when one token is left.  This is
-        the definition; training and measuring call embed, which computes the same.
-        ValueError for tokens outside 0..V-1 or a width that s^k does not divide.
+        The output (n, V) when one token is left.  ValueError for tokens outside 0..V-1
+        or a width that s^k does not divide.
         """
         self._check(tokens)
         h = F.one_hot(tokens.long(), self.V).float()  # (n, width, V)
@@ -82,9 +80,9 @@ class DeepCNN(nn.Sequential):
         return h[:, 0] if h.shape[1] == 1 else h
 
     def embed(self, tokens):
-        """The same as forward; efficiency only: equal patches are computed once.
+        """forward, with equal patches computed once: efficiency only.
 
-        Always (n, width / s^k, V).  ValueError as forward.
+        Training and measuring use it.  Always (n, width / s^k, V).
         """
         self._check(tokens)
         ids = tokens.long()  # token j of sentence i has the embedding table[ids[i, j]]
@@ -99,9 +97,8 @@ class DeepCNN(nn.Sequential):
 
     def _check(self, tokens):
         size = math.prod(level.s for level in self)
-        got = f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
-        is_float = tokens.is_floating_point() or tokens.is_complex()
-        if tokens.ndim != 2 or is_float or tokens.shape[1] % size:
+        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] % size:
+            got = f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
             raise ValueError(f"tokens must be integers (n, multiple of {size}), {got}")
         if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.V:
             got = f"got {tokens.min()} to {tokens.max()}"

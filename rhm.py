@@ -7,8 +7,8 @@ r"""The random hierarchy model: a grammar whose sentences are classified by thei
     s   tokens per patch                     L   levels; a sentence has d = s^L tokens
 
 Level 0 is the label, level L the sentence; here L = 3 and s = 2.  Beside each step from
-level l-1 to level l stand its rules, the shares T_l of first tokens, the posterior
-q^(l) of the label given the first patch, and the trained level that undoes the step.
+level l-1 to level l stand its rules, its matrix T_l, the posterior q^(l) of the label
+given the first level-l patch, and the level of the network that undoes the step.
 
     level 0              zeta               the label
                       /        \            rules[0]   transition(1)   q^(1)   net[2]
@@ -18,7 +18,7 @@ q^(l) of the label given the first patch, and the trained level that undoes the 
                   / \   / \ / \   / \       rules[2]   transition(3)   q^(3)   net[0]
     level 3       o o   o o . .   . .       the sentence; o: the leaves under mu
 
-Patches are synonyms when the same symbol generates them.  A level has V m patches, the
+Synonyms are patches that the same symbol generates.  A level has V m patches, the
 paper's set P_l.  This file needs NumPy only; `python rhm.py` shows a small grammar.
 """
 
@@ -30,9 +30,9 @@ import numpy as np
 class RHM:
     """A (V, m)-uniform, non-ambiguous grammar (Section 2.1, Definitions 3 and 4).
 
-    rules: integers (L, V, m, s), kept as a read-only copy.  Labels are uniform and so
-    are the m rules of a symbol; Definition 3 allows other laws.  ValueError when a
-    token is outside the vocabulary or a patch is generated twice at one level.
+    rules: integers (L, V, m, s).  The label and the rule of each symbol are uniform;
+    Definition 3 allows other laws.  ValueError when a token is outside the vocabulary
+    or a patch is generated twice at one level.
     """
 
     def __init__(self, rules):
@@ -42,27 +42,22 @@ class RHM:
         self.L, self.V, self.m, self.s = rules.shape
         _check_sizes(self.V, self.m, self.s, self.L)
         self.rules = _as_tokens("rules", rules, self.V)
-        self.rules.setflags(write=False)
+        self.d = self.s**self.L  # tokens per sentence
         self._parents = [{} for _ in range(self.L)]  # [l]: patch of level l+1 -> symbol
         for l, nu, j in np.ndindex(self.L, self.V, self.m):
             patch = tuple(self.rules[l, nu, j].tolist())
             if patch in self._parents[l]:
-                raise ValueError(
-                    f"level-{l + 1} patch {patch} is generated twice, by level-{l} "
-                    f"symbols {self._parents[l][patch]} and {nu}"
-                )
+                twice = f"by symbols {self._parents[l][patch]} and {nu}"
+                raise ValueError(f"level-{l + 1} patch {patch} is generated {twice}")
             self._parents[l][patch] = nu
-
-    d = property(lambda self: self.s**self.L, doc="tokens per sentence")
 
     @classmethod
     def random(cls, V, m, s, L, rng, uniform_first_token=True):
-        """Draw a grammar: Appendix B's sampler, or that of Cagnetta et al. (2024).
+        """Draw V m patches per level and deal them to the V symbols of the level above.
 
         Appendix B: every symbol is the first token of exactly m patches, so that first
         tokens are uniform at every level and kappa = 1.  uniform_first_token=False: any
-        V m of the V^s patches, as in Cagnetta et al.  Either way the patches are dealt
-        at random to the V symbols of the level above.  rng: a NumPy Generator.
+        V m of the V^s patches, as in Cagnetta et al. (2024).  rng: a NumPy Generator.
         ValueError when there is no such grammar or it is too large.
         """
         V, m, s, L = _check_sizes(V, m, s, L)
@@ -72,8 +67,7 @@ class RHM:
         for l in range(L):
             if uniform_first_token:
                 tails = [rng.choice(V ** (s - 1), m, replace=False) for _ in range(V)]
-                heads = np.arange(V, dtype=np.int64)[:, None]
-                numbers = heads * V ** (s - 1) + np.array(tails)
+                numbers = np.arange(V, dtype=np.int64)[:, None] * V ** (s - 1) + tails
             else:
                 numbers = rng.choice(V**s, V * m, replace=False)
             dealt = rng.permutation(numbers.ravel()).reshape(V, m, 1)
@@ -83,10 +77,9 @@ class RHM:
     def sample_tree(self, n, rng, level=1):
         """Draw n derivations, latent symbols included (Definition 3).
 
-        The label is uniform; each symbol is rewritten by one of its m rules, uniformly
-        and independently.  Only the first level-`level` patch is drawn, with its
-        ancestors and descendants; level 1 is the whole sentence.  Returns L + 1 int32
-        arrays: number l is (n, s^(l-level+1)) from l = level on, (n, 1) above.
+        Only the first level-`level` patch is drawn, with its ancestors and descendants;
+        level 1 is the whole sentence.  Returns L + 1 int32 arrays: number l is
+        (n, s^(l-level+1)) from l = level on, (n, 1) above.
         ValueError for n < 0, a level outside 1..L, or more than 2^31 tokens.
         """
         n, level = as_integer("n", n, 0), as_integer("level", level, 1, self.L)
@@ -97,11 +90,7 @@ class RHM:
         for l, rules in enumerate(self.rules):
             width = tree[l].shape[1]
             choice = rng.integers(self.m, size=(n, width), dtype=small)
-            # patches = rules[tree[l], choice] at several times the speed; "clip" only
-            # skips the check of the bounds
-            row = tree[l] * self.m + choice
-            patches = np.take(rules.reshape(-1, self.s), row, axis=0, mode="clip")
-            tokens = patches.reshape(n, width * self.s)
+            tokens = rules[tree[l], choice].reshape(n, width * self.s)
             # Above the patch sought, only the first token leads to it.
             tree.append(tokens if l + 1 >= level else tokens[:, :1])
         return tree
@@ -116,11 +105,11 @@ class RHM:
         return tree[-1], tree[0][:, 0]
 
     def parse(self, tokens):
-        """Recover all latent symbols of whole sentences, bottom up (Section 2.1).
+        """Recover all symbols of whole sentences, bottom up (Section 2.1).
 
         The parse is unique, since no patch has two parents.  tokens: integers (n, d).
-        Returns L + 1 int32 arrays (n, s^l), labels first.  ValueError for other tokens,
-        and for a patch that no symbol generates, with its row and level.
+        Returns L + 1 int32 arrays (n, s^l), labels first.  ValueError for other tokens
+        and for a patch that no symbol generates.
         """
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != self.d:
@@ -129,25 +118,23 @@ class RHM:
         for l in range(self.L, 0, -1):
             width, parents = self.s ** (l - 1), self._parents[l - 1]
             patches = list(zip(*tree[0].reshape(-1, self.s).T.tolist()))
-            try:
-                symbols = [parents[patch] for patch in patches]
-            except KeyError as error:
-                patch, row = error.args[0], patches.index(error.args[0]) // width
-                text = f"row {row}: no symbol generates the level-{l} patch {patch}"
-                raise ValueError(text) from None
+            symbols = [parents.get(patch) for patch in patches]
+            if None in symbols:
+                k = symbols.index(None)
+                unknown = f"no symbol generates the level-{l} patch {patches[k]}"
+                raise ValueError(f"row {k // width}: {unknown}")
             tree.insert(0, np.array(symbols, dtype=np.int32).reshape(-1, width))
         return tree
 
     def transition(self, l):
-        """T_l, the share of the rules of nu whose first token is mu (Appendix B).
+        """T_l (V, V): the share of the rules of nu whose first token is mu, Appendix B.
 
-        The paper's bold P_l, not its set P_l.  Rows nu of level l-1, columns mu of
-        level l: (V, V).  ValueError for a level outside 1..L.
+        Rows nu of level l-1, columns mu of level l.  The paper writes a bold P_l.
+        ValueError for a level outside 1..L.
         """
         l = as_integer("level", l, 1, self.L)
-        T = np.zeros((self.V, self.V))
-        np.add.at(T, (np.arange(self.V)[:, None], self.rules[l - 1, :, :, 0]), 1)
-        return T / self.m
+        first_tokens = self.rules[l - 1, :, :, 0]  # (V, m)
+        return np.eye(self.V)[first_tokens].mean(1)
 
     def _label_and_first_symbol(self, l):
         """P[label = zeta, first level-l symbol = nu], (V, V): labels by symbols."""
@@ -160,8 +147,8 @@ class RHM:
         """q_mu^(level), Eq. (4): P[label | the first level-`level` patch is mu].
 
         q depends on mu only through its parent, so synonyms share it.  Row nu of the
-        result, float64 (V, V), is q for all patches of the level-(level-1) symbol nu,
-        by Bayes' rule; NaN when nu is never first.  ValueError as transition.
+        result, (V, V), is q for all patches of the level-(level-1) symbol nu, by Bayes'
+        rule; NaN when nu is never first.  ValueError as transition.
         """
         level = as_integer("level", level, 1, self.L)
         joint = self._label_and_first_symbol(level - 1)
@@ -170,14 +157,13 @@ class RHM:
 
     def _closest_symbols(self, level):
         """(rho^(level), nu, nu'): the two symbols of level - 1 with the nearest q."""
-        q = self.label_posterior(level)
-        rho, nu, other = math.inf, None, None
-        for i in range(self.V - 1):
-            distances = np.linalg.norm(q[i + 1 :] - q[i], axis=1)
+        q, pairs = self.label_posterior(level), [(math.inf, None, None)]
+        for nu in range(self.V - 1):
+            distances = np.linalg.norm(q[nu + 1 :] - q[nu], axis=1)
             distances[np.isnan(distances)] = math.inf  # one of the two is never first
-            j = int(distances.argmin())
-            if distances[j] < rho:
-                rho, nu, other = float(distances[j]), i, i + 1 + j
+            other = nu + 1 + int(distances.argmin())
+            pairs.append((float(distances.min()), nu, other))
+        rho, nu, other = min(pairs, key=lambda pair: pair[0])
         # A product of level - 1 matrices of size V has rounding errors below this:
         no_distance = rho <= level * self.V * np.finfo(float).eps
         return 0.0 if no_distance else rho, nu, other
@@ -185,7 +171,7 @@ class RHM:
     def signal(self, level):
         """rho^(level): the smallest ||q_mu - q_mu'|| of patches that are not synonyms.
 
-        The paper's rho of Eq. (5) is its lower bound K_rho m^(-level/2).  inf when
+        The paper's rho, Eq. (5), is a lower bound of it, K_rho m^(-level/2).  inf when
         fewer than two symbols can come first.  ValueError as transition.
         """
         return self._closest_symbols(level)[0]
@@ -209,18 +195,14 @@ class RHM:
         """Say where Assumption 6 fails: a list of lines, empty when it holds."""
         lines = []
         for l in range(1, self.L + 1):
-            never = np.flatnonzero(self._label_and_first_symbol(l - 1).sum(0) == 0)
-            if len(never):
-                lines.append(
-                    f"Assumption 6(a) fails at level {l}: kappa is infinite, since "
-                    f"symbols {never.tolist()} of level {l - 1} are never first"
-                )
+            never = np.flatnonzero(np.isnan(self.label_posterior(l)[:, 0])).tolist()
+            if never:
+                why = f"symbols {never} of level {l - 1} are never first"
+                lines.append(f"Assumption 6(a) fails at level {l}: kappa = inf, {why}")
             rho, nu, other = self._closest_symbols(l)
             if rho == 0:
-                lines.append(
-                    f"Assumption 6(b) fails at level {l}: K_rho = 0, since symbols "
-                    f"{nu} and {other} of level {l - 1} have the same label posterior"
-                )
+                why = f"symbols {nu} and {other} of level {l - 1} have the same q"
+                lines.append(f"Assumption 6(b) fails at level {l}: K_rho = 0, {why}")
         return lines
 
 
@@ -240,8 +222,7 @@ def signal_bound(m, level):
 
 def as_integer(name, x, least, most=math.inf):
     """x as a Python int, or ValueError unless it is one in least..most."""
-    is_integer = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-    if not is_integer or not least <= x <= most:
+    if not isinstance(x, (int, np.integer)) or not least <= x <= most:
         wanted = f">= {least}" if most == math.inf else f"in {least}..{most}"
         raise ValueError(f"{name} must be an integer {wanted}, got {x!r}")
     return int(x)  # for small NumPy integers overflow
@@ -250,13 +231,12 @@ def as_integer(name, x, least, most=math.inf):
 def _check_sizes(V, m, s, L):
     """Sizes as ints; refuse those without a non-ambiguous grammar (Section 2.1)."""
     V, m, s, L = (as_integer(*size, 1) for size in zip("VmsL", (V, m, s, L)))
+    got = f"got V = {V}, m = {m}, s = {s}, L = {L}"
     # min: so that enormous exponents do not overflow
     if min(s, 63) * math.log2(V) >= 63 or min(L, 32) * math.log2(s) > 31:
-        got = f"got V = {V}, s = {s}, L = {L}"
         raise ValueError(f"V^s < 2^63 and s^L <= 2^31 are needed, {got}")
-    if V * m > min(V**s, 2**31):
-        got = f"got V m = {V} * {m} = {V * m} and V^s = {V}^{s} = {V**s}"
-        raise ValueError(f"V m <= V^s and V m <= 2^31 are needed, {got}")
+    if V * m > V**s:
+        raise ValueError(f"V m <= V^s is needed, {got}")
     return V, m, s, L
 
 
@@ -275,11 +255,10 @@ def main():
     """Show a small grammar: its rules, one derivation, q, and the signal by level."""
     rng = np.random.default_rng(22)
     rhm = RHM.random(V=4, m=2, s=2, L=3, rng=rng)
-    print(f"A random hierarchy model: V={rhm.V}, m={rhm.m}, s={rhm.s}, L={rhm.L}")
+    print("A random hierarchy model: V = 4, m = 2, s = 2, L = 3")
     for l, rules in enumerate(rhm.rules):
-        texts = [" | ".join(f"{a} {b}" for a, b in patches) for patches in rules]
-        line = "    ".join(f"{nu} -> {text}" for nu, text in enumerate(texts))
-        print(f"  level {l} -> {l + 1}:  {line}")
+        texts = [f"{nu} -> {mu} | {synonym}" for nu, (mu, synonym) in enumerate(rules)]
+        print(f"  level {l} -> {l + 1}:  {'    '.join(texts)}")
 
     print("\nOne derivation, from the label (level 0) to the sentence")
     for l, symbols in enumerate(rhm.sample_tree(1, rng)):
@@ -287,9 +266,8 @@ def main():
         print(f"  level {l}   " + "".join(f"{nu:^{width}}" for nu in symbols[0]))
 
     print("\nq, the law of the label given the first level-2 patch: synonyms share it")
-    for nu, q in enumerate(rhm.label_posterior(2)):
-        patches = " or ".join(f"{a} {b}" for a, b in rhm.rules[1, nu])
-        print(f"  {patches} (both from {nu}):  q = {q}")
+    for (mu, synonym), q in zip(rhm.rules[1], rhm.label_posterior(2)):
+        print(f"  {mu} or {synonym}:  q = {q}")
 
     print("\nrho, the smallest distance of two q, a typical one, and Proposition 19")
     for l in range(1, rhm.L + 1):

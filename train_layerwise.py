@@ -11,19 +11,16 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from model import CHUNK, DeepCNN, Level, distinct_rows
-from rhm import RHM, as_integer, signal_bound, typical_signal
+from rhm import RHM, as_integer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Config:
     """The learner's settings; the README compares them with what the theorem asks."""
 
@@ -67,10 +64,11 @@ def train(rhm, config, report=None, sigmas=None):
             level = new_level(V, s, sigmas[l], config, feature_rng)
             losses, least = train_level(level, h.flatten(1), counts, lambda_W, eta, T)
             net.append(level)
-            stage = dict(level=l, N=N, rows=len(leaves), sigma=sigmas[l])
-            stages.append(SimpleNamespace(**stage, losses=losses, minimum=least))
+            stage = SimpleNamespace(level=l, N=N, rows=len(leaves), sigma=sigmas[l])
+            stage.losses, stage.minimum = losses, least
+            stages.append(stage)
             if report:
-                report(net, stages[-1])
+                report(net, stage)
     return net, stages
 
 
@@ -80,10 +78,9 @@ def train(rhm, config, report=None, sigmas=None):
 def schedule(V, m, config):
     """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
 
-    lambda_W = ridge / |P_l|; T = |P_l| log(100 |P_l| kappa sqrt(V) / eps), which is
-    meant for ridge 1.  The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], and
-    the best constant step is 2 / (smallest + largest); Lemma 15 prints
-    2 / (1 + lambda_W) (README, slip 2).
+    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is meant for ridge 1.  The curvatures
+    of Eq. (3) lie in [lambda_W, 1 + lambda_W], and the best constant step is
+    2 / (smallest + largest); Lemma 15 prints 2 / (1 + lambda_W) (README, slip 2).
     """
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = config.ridge / P
@@ -97,8 +94,7 @@ def draw_first_patches(rhm, N, level, rng, device="cpu", block=2**19):
     """N fresh samples of Section 2.3, equal ones merged, `block` at a time.
 
     Eq. (3) sees the data only through how often each leaf string under the first
-    level-`level` patch came with each label.  At the lower levels, where N is large,
-    few strings are different.
+    level-`level` patch came with each label.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
     ValueError for N outside 1..2^31 or a level outside 1..L.
     """
@@ -120,11 +116,11 @@ def draw_first_patches(rhm, N, level, rng, device="cpu", block=2**19):
 def choose_sigma(h, counts, factor, rng, pairs=20_000):
     """The bandwidth sigma of Eq. (6), by a rule that is not in the paper.
 
-    Lemma 10 wants sigma in proportion to rho~, the smallest distance between embeddings
-    of two symbols (Assumption 9), which the learner does not know.  Two random tokens
-    are the same symbol with probability about 1/V, so the 1/V quantile of their
-    distance is about where the distances inside a symbol end and those between two
-    begin: see the histogram in figures/layerwise.png.  sigma is `factor` times that.
+    Lemma 10 wants sigma in proportion to the smallest distance between embeddings of
+    two symbols (Assumption 9), which the learner does not know.  Two random tokens are
+    the same symbol with probability about 1/V, so the 1/V quantile of their distance is
+    about where the distances inside a symbol end and those between two begin: see the
+    histogram in figures/layerwise.png.  sigma is `factor` times that.
     h: embeddings (U, s, V); each row weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
@@ -192,41 +188,31 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
 
 def predict(net, tokens):
     """Outputs of the network for NumPy tokens, as a float64 array; not in the paper."""
-    device = next(net.parameters(), torch.zeros(0)).device  # net[:0] has none
-    tokens = torch.as_tensor(tokens, device=device)
+    tokens = torch.as_tensor(tokens, device=net[0].W.device)
     with torch.no_grad(), torch_threads(1):  # short, and safe beside other programs
         h = net.embed(tokens)
     return (h[:, 0] if h.shape[1] == 1 else h).double().cpu().numpy()
 
 
 def accuracy(net, rhm, n, rng):
-    """Share of n fresh sentences whose label is the output's argmax (Section 2.2).
-
-    ValueError for n < 1.
-    """
+    """Share of n >= 1 fresh sentences whose label is the argmax (Section 2.2)."""
     tokens, labels = rhm.sample(as_integer("n", n, 1), rng)
     return float((predict(net, tokens).argmax(1) == labels).mean())
 
 
-def distances(a, b):
-    """Euclidean distances between the rows of two arrays; not in the paper."""
-    exact = "donot_use_mm_for_euclid_dist"  # the faster way makes equal rows differ
-    return torch.cdist(*map(torch.from_numpy, (a, b)), compute_mode=exact).numpy()
-
-
 def distances_to_q(outputs, rhm, level):
     """||output - q^(level)|| for all symbols of level - 1; inf for one never first."""
-    q = rhm.label_posterior(level)
-    to_q = distances(outputs.reshape(-1, rhm.V), q)
+    q, outputs = rhm.label_posterior(level), outputs.reshape(-1, rhm.V)
+    to_q = torch.cdist(torch.from_numpy(outputs), torch.from_numpy(q)).numpy()
     to_q[:, np.isnan(q[:, 0])] = math.inf
     return to_q
 
 
 def network_parse(net, rhm, tokens):
-    """Sentences (n, d) as the network reads them, to compare with RHM.parse.
+    """Sentences (n, d) as the network reads them, in the form of RHM.parse.
 
     Every token of every level counts as the symbol whose q is nearest to its embedding.
-    Not in the paper.  Returns L + 1 arrays (n, s^l).
+    Not in the paper.
     """
     tree = [tokens]
     for l in range(rhm.L - 1, -1, -1):
@@ -236,48 +222,22 @@ def network_parse(net, rhm, tokens):
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
-    """Compare what a trained level makes of n fresh patches with the theory; a dict.
+    """Compare a level's outputs for n >= 1 fresh patches with q; not in the paper.
 
-    errors (n,): ||output - q_mu||, which Lemma 17 bounds by eps_*.  nearest: the share
-    of outputs whose nearest q is their own.  matrix: distances between the outputs for
-    one instance of each patch, sorted by symbol.  Over all pairs of the first 500
-    patches, inside and between: distances of two outputs of one symbol, of two symbols
-    (Assumption 9); eps_S: the largest distance between embeddings x of one patch;
-    eps_O: the largest overlap |<x, x'>| of two patches (Lemma 10).
-    ValueError for n < 1 or a level outside 1..L.
+    Returns a dict: errors (n,), ||output - q_mu||, which Lemma 17 bounds by eps_*;
+    nearest, the share of outputs whose nearest q is their own.
     """
     tree = rhm.sample_tree(as_integer("n", n, 1), rng, level)
-    below = rhm.L - level  # the number of levels below this one
-    outputs, symbol = predict(net[: below + 1], tree[-1]), tree[level - 1][:, 0]
-    to_q = distances_to_q(outputs, rhm, level)
-    patch = np.column_stack([symbol, tree[level]])  # unique sorts by symbol first
-    _, one_each = np.unique(patch, axis=0, return_index=True)
-
-    h = torch.tensor(predict(net[:below], tree[-1][:500]), device=net[below].W.device)
-    with torch.no_grad(), torch_threads(1):
-        x = net[below].patch_embedding(h.flatten(1)).double()
-        x /= x.norm(dim=1, keepdim=True)  # 1 up to the rounding of float32
-        overlap = (x @ x.T).cpu().numpy()
-    i, j = np.triu_indices(len(x), 1)  # all pairs
-    apart, overlap = distances(outputs[:500], outputs[:500])[i, j], overlap[i, j]
-    same_symbol, same_patch = symbol[i] == symbol[j], (patch[i] == patch[j]).all(1)
+    symbol = tree[level - 1][:, 0]
+    to_q = distances_to_q(predict(net[: rhm.L - level + 1], tree[-1]), rhm, level)
     errors = to_q[np.arange(n), symbol]
-    return dict(
-        errors=errors,
-        nearest=((to_q.argmin(1) == symbol) & np.isfinite(errors)).mean(),
-        matrix=distances(outputs[one_each], outputs[one_each]),
-        inside=apart[same_symbol],
-        between=apart[~same_symbol],
-        # ||x - x'||^2 = 2 - 2 <x, x'> for vectors of norm 1
-        eps_S=math.sqrt(max(0, 2 - 2 * overlap[same_patch].min(initial=1))),
-        eps_O=np.abs(overlap[~same_patch]).max(initial=0),
-    )
+    return dict(errors=errors, nearest=np.mean(errors <= to_q.min(1)))
 
 
-def run(rhm, config, figure=None):
-    """Train on a grammar, print a row per level as it finishes, draw; not in the paper.
+def run(rhm, config):
+    """Train on a grammar and print a row per level as it finishes; not in the paper.
 
-    figure: a path for the picture, or None.  Returns (net, stages, diagnoses).
+    Returns (net, stages, diagnoses).
     """
     start, diagnoses = time.perf_counter(), []
     print(
@@ -289,13 +249,13 @@ def run(rhm, config, figure=None):
     print("level   samples     rows    sigma      rho   median  largest  nearest")
 
     def report(net, stage):
-        rng = np.random.default_rng([config.seed, 3, stage.level])
-        found = diagnose(net, rhm, stage.level, rng)
+        l = stage.level
+        found = diagnose(net, rhm, l, np.random.default_rng([config.seed, 3, l]))
         diagnoses.append(found)
+        errors, percent = found["errors"], 100 * found["nearest"]
         print(
-            f"{stage.level:5} {stage.N:9} {stage.rows:8} {stage.sigma:8.4f} "
-            f"{rhm.signal(stage.level):8.4f} {np.median(found['errors']):8.4f} "
-            f"{found['errors'].max():8.4f} {100 * found['nearest']:7.2f}%",
+            f"{l:5} {stage.N:9} {stage.rows:8} {stage.sigma:8.4f} {rhm.signal(l):8.4f} "
+            f"{np.median(errors):8.4f} {errors.max():8.4f} {percent:7.2f}%",
             flush=True,
         )
 
@@ -309,66 +269,12 @@ def run(rhm, config, figure=None):
         for name, tree in ("network", read), ("grammar", parsed):
             symbols = "".join(f"{nu:<{width}}" for nu in tree[l][0])
             print(f"level {l}  {name}  {symbols[:64].rstrip()}")  # 16 tokens
-    if figure:
-        plot_layers(rhm, stages, diagnoses, figure)
     print(
-        f"\n{100 * share:.2f}% of 10000 fresh sentences right "
-        f"(chance {100 / rhm.V:.2f}%), {sum(stage.N for stage in stages)} training "
-        f"sentences, {time.perf_counter() - start:.1f} s" + f", {figure}" * bool(figure)
+        f"\n{100 * share:.2f}% of 10000 fresh sentences right (chance "
+        f"{100 / rhm.V:.2f}%), {sum(stage.N for stage in stages)} training sentences, "
+        f"{time.perf_counter() - start:.1f} s"
     )
     return net, stages, diagnoses
-
-
-def plot_layers(rhm, stages, diagnoses, path):
-    """The picture of a run: synonyms collapse; losses; distances; signal and error."""
-    levels = [stage.level for stage in stages]
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    axes = top.subplots(1, rhm.L, squeeze=False)[0]
-    for ax, level, found in zip(axes, levels, diagnoses):
-        matrix = found["matrix"] / max(found["matrix"].max(), 1e-12)
-        ax.imshow(matrix, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-        ax.set(title=f"outputs of level {level}", xticks=[], yticks=[])
-    axes[0].set_ylabel(f"{rhm.V} symbols x {rhm.m} synonyms")
-    top.colorbar(axes[0].images[0], ax=axes, shrink=0.7, label="distance / largest")
-
-    left, middle, right = bottom.subplots(1, 3)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, rhm.L))
-    for stage, color in zip(stages, colors):
-        steps = np.arange(1, len(stage.losses) + 1)
-        left.plot(steps, stage.losses, color=color, label=f"level {stage.level}")
-        left.axhline(stage.minimum, color=color, linestyle=":")
-    left.set(title="losses approach their minimum (dotted)", xscale="log")
-    left.set(xlabel="gradient step + 1", ylabel="loss, Eq. (3)")
-
-    k = rhm.L // 2  # a stage in the middle: its tokens are outputs of the one before
-    found = diagnoses[max(k - 1, 0)]
-    both = np.concatenate([found["inside"], found["between"], [1e-9]])
-    for name, label in ("inside", "one symbol"), ("between", "two symbols"):
-        middle.hist(found[name], np.linspace(0, both.max(), 80), label=label)
-    quantile = np.quantile(both[both > 0], 1 / rhm.V)
-    middle.axvline(quantile, color="black", linestyle=":", label="their 1/V quantile")
-    middle.axvline(stages[k].sigma, color="black", label=f"sigma of level {levels[k]}")
-    middle.set(title="distances of two tokens, and sigma", ylabel="pairs")
-    middle.set(xlabel=f"distance of two tokens of level {levels[k]}")
-    middle.set_ylim(top=1.5 * middle.get_ylim()[1])  # room for the legend
-    middle.set_visible(rhm.L > 1)  # the tokens of the bottom level are one-hot
-
-    for label, style, values in (
-        ("signal rho", "C0o-", [rhm.signal(l) for l in levels]),
-        ("typical distance", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
-        ("largest error", "C1s-", [found["errors"].max() for found in diagnoses]),
-        ("median error", "C1s--", [np.median(found["errors"]) for found in diagnoses]),
-        ("Proposition 19", "k-.", [signal_bound(rhm.m, l) for l in levels]),
-    ):
-        drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
-        right.plot(levels, drawn, style, label=label)
-    right.set(title="signal and error", yscale="log", xticks=levels)
-    right.set(xlabel="level (trained from left to right)", ylabel="distance of two q")
-    right.invert_xaxis()
-    for ax in (left, middle, right):
-        ax.legend(fontsize="small")
-    figure.savefig(path, dpi=100)
 
 
 # ---- The command line, threads, and what is refused ----------------------------------
@@ -399,10 +305,18 @@ def main(argv=None):
     options = vars(parser.parse_args(argv))
     figure, sizes = options.pop("figure"), [options.pop(name) for name in "VmsL"]
     try:
+        from figures import layerwise as picture
+    except ImportError:
+        picture = None  # these three modules were copied without the folder
+    try:
         config = Config(**options)
         rhm = RHM.random(*sizes, np.random.default_rng(config.seed))
-        check_figure(figure)
-        run(rhm, config, figure)
+        if picture:
+            picture.check_figure(figure)
+        net, stages, diagnoses = run(rhm, config)
+        if picture:
+            picture.plot_layers(net, rhm, config, stages, diagnoses, figure)
+            print(f"Picture: {figure}")
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         parser.error((str(error) or "out of memory").splitlines()[0])
 
@@ -423,19 +337,13 @@ def torch_threads(threads):
 
 
 def check_config(config):
-    """Refuse settings without a meaning; make NumPy's numbers Python's own.
-
-    object.__setattr__, since a Config is frozen.
-    """
+    """Refuse settings without a meaning; make NumPy's numbers Python's own."""
     for name, least in dict(M=1, seed=0, threads=1).items():
-        number = as_integer(name, getattr(config, name), least)
-        object.__setattr__(config, name, number)
+        setattr(config, name, as_integer(name, getattr(config, name), least))
     for name in ("C", "ridge", "bandwidth", "kappa", "eps"):
-        object.__setattr__(config, name, as_positive(name, getattr(config, name)))
+        setattr(config, name, as_positive(name, getattr(config, name)))
     try:
-        if torch.device(config.device).type not in ("cpu", "cuda"):
-            raise RuntimeError("it must be cpu or cuda")
-        torch.zeros(1, device=config.device)
+        torch.zeros(1, dtype=torch.float64, device=config.device).item()
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot use device {config.device}: {reason}") from error
@@ -446,18 +354,6 @@ def as_positive(name, x, least=0):
     if not isinstance(x, Real) or not least < x < 1e9:
         raise ValueError(f"{name} must be between {least} and 1e9, got {x!r}")
     return float(x)
-
-
-def check_figure(path):
-    """Refuse a picture that cannot be written, before training; make its folder."""
-    path = Path(path)
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"the figure must end in .png, .pdf or .svg, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    path.open("ab").close()  # OSError; leaves an existing picture as it is
-    if is_new:
-        path.unlink()
 
 
 if __name__ == "__main__":

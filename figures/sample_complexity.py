@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from figures.layerwise import check_figure
 from model import DeepCNN
 from rhm import RHM
-from train_layerwise import Config, accuracy, check_figure, draw_first_patches
-from train_layerwise import new_level, schedule, torch_threads, train, train_level
+from train_layerwise import Config, accuracy, draw_first_patches, new_level
+from train_layerwise import schedule, torch_threads, train, train_level
 
 SIZES = [(16, m, L) for L in (2, 3) for m in (2, 3, 4, 6, 8)]  # V, m, L; s is 2
 SIZES += [(16, m, 4) for m in (2, 3, 4, 6)]

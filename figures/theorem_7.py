@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from figures.layerwise import compare_patches
 from rhm import RHM
 from train_layerwise import Config, diagnose, schedule, train
 
@@ -49,6 +50,8 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
             below=below,
             eps_S=eps_S,
             eps_O=eps_O,
+            rho=rho,
+            kappa=kappa,
             sigma=(rho - 2 * below) / math.sqrt(2 * math.log(2 / eps_O)),  # Lemma 10
             M=s * V / min(eps_O**2, eps_S**4),  # Lemma 10, without constants and logs
             lambda_W=lambda_W,
@@ -68,14 +71,14 @@ def default_run(rhm, config):
     found = {}
 
     def report(net, stage):
-        rng = np.random.default_rng([config.seed, 3, stage.level])
-        measured = diagnose(net, rhm, stage.level, rng)
-        found[stage.level] = SimpleNamespace(
-            eps=measured["errors"].max(),
-            eps_S=round(measured["eps_S"], 6),  # 1e-8 by rounding at the bottom
-            eps_O=measured["eps_O"],
-            inside=measured["inside"].max(),
-            between=measured["between"].min(),
+        l, seed = stage.level, [config.seed, 3, stage.level]
+        pairs = compare_patches(net, rhm, l, np.random.default_rng(seed))
+        found[l] = SimpleNamespace(
+            eps=diagnose(net, rhm, l, np.random.default_rng(seed))["errors"].max(),
+            eps_S=round(pairs["eps_S"], 6),  # 1e-8 by rounding at the bottom
+            eps_O=pairs["eps_O"],
+            inside=pairs["inside"].max(),
+            between=pairs["between"].min(),
             sigma=stage.sigma,
             M=config.M,
             N=stage.N,
