@@ -1,8 +1,7 @@
 """The deep convolutional network that learns the grammar (Section 2.2 of the paper).
 
 Every level has one matrix W for all its patches: a convolution with kernel = stride =
-s.  Embeddings of tokens live in R^V.  A patch concatenates s of them and is lifted to
-R^(2M) by M random frequencies, a cosine and a sine each.
+s.  A patch concatenates s token embeddings from R^V and is lifted to R^(2M).
 
     tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, V)
 """
@@ -71,7 +70,7 @@ class DeepCNN(nn.Sequential):
         """Section 2.2: integers (n, width) -> (n, width / s^k, V) after k levels.
 
         The output (n, V) when one token is left.  ValueError for tokens outside 0..V-1
-        or a width that s^k does not divide.
+        and for a width that s^k does not divide.
         """
         self._check(tokens)
         h = F.one_hot(tokens.long(), self.V).float()  # (n, width, V)
@@ -106,10 +105,9 @@ class DeepCNN(nn.Sequential):
 
 
 def distinct_rows(ids, base):
-    """The distinct rows of integers (n, width) in range(base); not in the paper.
+    """The distinct rows of integers (n, width) in range(base), n * base < 2^63.
 
-    Returns them as (U, width), and for each row of ids which of them it is, (n,).
-    n * base must be below 2^63.
+    Not in the paper.  Returns (U, width), and for each row its number among them, (n,).
     """
     code = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
     codes = 1  # code, the row so far as a number in base `base`, is below this

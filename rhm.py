@@ -30,9 +30,8 @@ import numpy as np
 class RHM:
     """A (V, m)-uniform, non-ambiguous grammar (Section 2.1, Definitions 3 and 4).
 
-    rules: integers (L, V, m, s).  The label and the rule of each symbol are uniform;
-    Definition 3 allows other laws.  ValueError when a token is outside the vocabulary
-    or a patch is generated twice at one level.
+    rules: integers (L, V, m, s).  The label and the rule of each symbol are uniform.
+    ValueError for a token outside 0..V-1 and for a patch that is generated twice.
     """
 
     def __init__(self, rules):
@@ -58,7 +57,7 @@ class RHM:
         Appendix B: every symbol is the first token of exactly m patches, so that first
         tokens are uniform at every level and kappa = 1.  uniform_first_token=False: any
         V m of the V^s patches, as in Cagnetta et al. (2024).  rng: a NumPy Generator.
-        ValueError when there is no such grammar or it is too large.
+        ValueError when there is no such grammar, or none that fits.
         """
         V, m, s, L = _check_sizes(V, m, s, L)
         rules = np.empty((L, V, m, s), dtype=np.int32)
@@ -96,10 +95,10 @@ class RHM:
         return tree
 
     def sample(self, n, rng, level=1):
-        """Draw n sentences and their labels: all that a learner may see (Section 2.3).
+        """Draw what a learner may see (Section 2.3), by sample_tree.
 
         Returns the leaves under the first level-`level` patch, (n, s^(L-level+1)), and
-        the labels (n,), int32.  ValueError as sample_tree.
+        the labels (n,), int32.
         """
         tree = self.sample_tree(n, rng, level)
         return tree[-1], tree[0][:, 0]
@@ -133,8 +132,7 @@ class RHM:
         ValueError for a level outside 1..L.
         """
         l = as_integer("level", l, 1, self.L)
-        first_tokens = self.rules[l - 1, :, :, 0]  # (V, m)
-        return np.eye(self.V)[first_tokens].mean(1)
+        return np.eye(self.V)[self.rules[l - 1, :, :, 0]].mean(1)
 
     def _label_and_first_symbol(self, l):
         """P[label = zeta, first level-l symbol = nu], (V, V): labels by symbols."""
@@ -146,35 +144,31 @@ class RHM:
     def label_posterior(self, level):
         """q_mu^(level), Eq. (4): P[label | the first level-`level` patch is mu].
 
-        q depends on mu only through its parent, so synonyms share it.  Row nu of the
-        result, (V, V), is q for all patches of the level-(level-1) symbol nu, by Bayes'
-        rule; NaN when nu is never first.  ValueError as transition.
+        Row nu of the result, (V, V), is q for all patches of the level-(level-1) symbol
+        nu, by Bayes' rule; NaN when nu is never first.  ValueError as transition.
         """
         level = as_integer("level", level, 1, self.L)
         joint = self._label_and_first_symbol(level - 1)
         with np.errstate(invalid="ignore"):
             return (joint / joint.sum(0)).T
 
-    def _closest_symbols(self, level):
-        """(rho^(level), nu, nu'): the two symbols of level - 1 with the nearest q."""
-        q, pairs = self.label_posterior(level), [(math.inf, None, None)]
-        for nu in range(self.V - 1):
-            distances = np.linalg.norm(q[nu + 1 :] - q[nu], axis=1)
-            distances[np.isnan(distances)] = math.inf  # one of the two is never first
-            other = nu + 1 + int(distances.argmin())
-            pairs.append((float(distances.min()), nu, other))
-        rho, nu, other = min(pairs, key=lambda pair: pair[0])
+    def _distances(self, level):
+        """||q - q'|| of all pairs of symbols of level - 1, (V, V)."""
+        q = self.label_posterior(level)
+        distances = np.array([np.linalg.norm(q - row, axis=1) for row in q])
         # A product of level - 1 matrices of size V has rounding errors below this:
-        no_distance = rho <= level * self.V * np.finfo(float).eps
-        return 0.0 if no_distance else rho, nu, other
+        distances[distances <= level * self.V * np.finfo(float).eps] = 0
+        distances[np.isnan(distances)] = math.inf  # one of the two is never first
+        np.fill_diagonal(distances, math.inf)
+        return distances
 
     def signal(self, level):
         """rho^(level): the smallest ||q_mu - q_mu'|| of patches that are not synonyms.
 
-        The paper's rho, Eq. (5), is a lower bound of it, K_rho m^(-level/2).  inf when
-        fewer than two symbols can come first.  ValueError as transition.
+        The paper's rho, Eq. (5), is its lower bound K_rho m^(-level/2).  inf when fewer
+        than two symbols can come first.  ValueError as transition.
         """
-        return self._closest_symbols(level)[0]
+        return float(self._distances(level).min())
 
     @property
     def kappa(self):
@@ -199,8 +193,7 @@ class RHM:
             if never:
                 why = f"symbols {never} of level {l - 1} are never first"
                 lines.append(f"Assumption 6(a) fails at level {l}: kappa = inf, {why}")
-            rho, nu, other = self._closest_symbols(l)
-            if rho == 0:
+            for nu, other in np.argwhere(self._distances(l) == 0)[:1]:
                 why = f"symbols {nu} and {other} of level {l - 1} have the same q"
                 lines.append(f"Assumption 6(b) fails at level {l}: K_rho = 0, {why}")
         return lines
@@ -241,13 +234,12 @@ def _check_sizes(V, m, s, L):
 
 
 def _as_tokens(name, tokens, V):
-    """An int32 copy; ValueError for what is no integer in 0..V-1, with its place."""
+    """An int32 copy of tokens; ValueError unless they are integers in 0..V-1."""
     if not np.issubdtype(tokens.dtype, np.integer):
         raise ValueError(f"{name} must be integers, got {tokens.dtype}")
-    outside = np.argwhere((tokens < 0) | (tokens >= V))
-    if len(outside):
-        place, token = outside[0].tolist(), tokens[tuple(outside[0])]
-        raise ValueError(f"{name}{place} = {token} is outside 0..{V - 1}")
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < V:
+        got = f"got {tokens.min()} to {tokens.max()}"
+        raise ValueError(f"{name} must lie in 0..{V - 1}, {got}")
     return tokens.astype(np.int32)
 
 
@@ -259,16 +251,13 @@ def main():
     for l, rules in enumerate(rhm.rules):
         texts = [f"{nu} -> {mu} | {synonym}" for nu, (mu, synonym) in enumerate(rules)]
         print(f"  level {l} -> {l + 1}:  {'    '.join(texts)}")
-
     print("\nOne derivation, from the label (level 0) to the sentence")
     for l, symbols in enumerate(rhm.sample_tree(1, rng)):
         width = 4 * rhm.s ** (rhm.L - l)
         print(f"  level {l}   " + "".join(f"{nu:^{width}}" for nu in symbols[0]))
-
     print("\nq, the law of the label given the first level-2 patch: synonyms share it")
     for (mu, synonym), q in zip(rhm.rules[1], rhm.label_posterior(2)):
         print(f"  {mu} or {synonym}:  q = {q}")
-
     print("\nrho, the smallest distance of two q, a typical one, and Proposition 19")
     for l in range(1, rhm.L + 1):
         typical, bound = typical_signal(rhm.V, rhm.m, l), signal_bound(rhm.m, l)

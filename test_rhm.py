@@ -1,13 +1,7 @@
 """The paper again, as tests: every test is a claim, named after its place in the paper.
 
-    a worked example     one patch followed by hand from its law to the label
-    Section 1            Principle 2, and what happens without each condition
-    Sections 2, 3        the grammar, the network, the training; what it can represent
-    Section 4, App. A    q, Assumption 6, the lemmas about one level, then all levels
-    Theorem 7            run with the constants of its own proof
-    Appendix B           how large the signal is
-    at the end           what is no claim of the paper: input, files, command line
-
+A worked example; Principle 2; Sections 2, 3 and 4 with Appendix A; Theorem 7 run with
+the constants of its own proof; Appendix B; at the end what is no claim of the paper.
 `pytest -k lemma_15` runs what is about Lemma 15.  P is |P_l| = V m.
 
 All seeds are fixed.  A false alarm is the failure of a correct program for another
@@ -33,7 +27,7 @@ from torch.nn import functional as F
 import model
 import rhm
 import train_layerwise as tl
-from figures.layerwise import compare_patches
+from figures.layerwise import compare_patches, plot_layers
 from figures.sample_complexity import sweep, train_one_level
 from figures.theorem_7 import proof_constants
 from model import DeepCNN, Level, distinct_rows, random_fourier_features
@@ -44,15 +38,21 @@ from train_layerwise import (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Beside a busy program, two threads can be a hundred times slower than one."""
-    with tl.torch_threads(1):
-        yield
+torch.set_num_threads(1)  # two threads stall beside a busy program
 
 
 def grammar(V=4, m=2, s=2, L=3, seed=0, uniform=True):
     return RHM.random(V, m, s, L, np.random.default_rng(seed), uniform)
+
+
+TINY = grammar(4, 2, 2, 3, seed=22)  # 512 sentences, P = 8, K_rho = kappa = 1
+USUAL = grammar(16, 4, 2, 4, seed=0)  # of the default run; P = 64, K_rho = kappa = 1
+
+
+@pytest.fixture(scope="session")
+def usual_net():
+    """The network of the default run."""
+    return train(USUAL, Config())[0]
 
 
 def derivations(rhm):
@@ -66,29 +66,16 @@ def derivations(rhm):
     return tree
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    """512 sentences of 8 tokens, P = 8, K_rho = kappa = 1."""
-    return grammar(4, 2, 2, 3, seed=22)
-
-
-@pytest.fixture(scope="module")
-def usual():
-    """The grammar of the default run: P = 64, K_rho = kappa = 1."""
-    return grammar(16, 4, 2, 4, seed=0)
-
-
-@pytest.fixture(scope="module")
-def usual_net(usual):
-    """The network of the default run."""
-    return train(usual, Config())[0]
-
-
 def assert_frequencies(counts, p, false_alarm=1e-7):
     """Counts agree with probabilities p: Bernstein's inequality, cell by cell."""
     n, log = counts.sum(), math.log(2 * np.size(p) / false_alarm)
     allowed = log / 3 + np.sqrt(log**2 / 9 + 2 * log * n * p * (1 - p))
     assert (np.abs(counts - n * p) <= allowed).all()
+
+
+def pairwise(a):
+    """Distances between the rows of an array."""
+    return np.linalg.norm(a[:, None] - a, axis=-1)
 
 
 # ---- A worked example ----------------------------------------------------------------
@@ -163,67 +150,49 @@ def test_principle_2_i_no_correlation_then_chance():
     all levels q is flat from level 2 on, and the learner is left to guess.  Shuffle the
     table, every patch keeps a trace of the label, and the same learner learns it."""
     parity, shuffled = sum_grammar(8, 8, 8), sum_grammar(0, 0, 0)
-    for level in (2, 3):
-        np.testing.assert_allclose(parity.label_posterior(level), 1 / 8, rtol=1e-12)
-        assert parity.signal(level) == 0
+    assert [parity.signal(l) for l in (2, 3)] == [0, 0] and shuffled.K_rho > 0
     assert learn(parity, C=20)[1] < 1 / 8 + 0.03
-    assert shuffled.K_rho > 0 and learn(shuffled, C=20)[1] > 0.99
+    assert learn(shuffled, C=20)[1] > 0.99
 
 
 def test_principle_2_ii_no_clean_signal_then_overfit():
     """No grammar breaks (ii), Eq. (8) holds for all; a learner can.  With a bandwidth
     below the spread inside a cluster, each representation of a patch is a patch of its
-    own, seen too rarely to average out what lies above it.  The top level gets three
-    quarters and more of its training sentences right and is at chance on fresh ones."""
-    sealed = Sealed(grammar(8, 4, 3, 3))
-    found = {}
+    own, seen too rarely to average out what lies above it.  The top level memorises its
+    training sentences and is at chance on fresh ones."""
+    found = []
     for bandwidth in (Config.bandwidth, 0.1):
-        net, stages = train(sealed, Config(bandwidth=bandwidth))
-        _, tokens, labels = sealed.drawn[-1]  # the training set of the top level
-        fitted = np.mean(predict(net, tokens).argmax(1) == labels)
-        share = accuracy(net, sealed.rhm, 10_000, np.random.default_rng(1))
-        pairs = compare_patches(net, sealed.rhm, 3, np.random.default_rng(2))
-        found[bandwidth] = stages[1].sigma / np.median(pairs["inside"]), fitted, share
-    sigma, fitted, share = found[Config.bandwidth]
-    assert sigma > 1.2 and fitted > 0.999 and share > 0.999
-    sigma, fitted, share = found[0.1]
-    assert sigma < 0.65 and fitted > 0.7 and share < 1 / 8 + 0.03
+        sealed = Sealed(grammar(8, 4, 3, 3))
+        net, share = learn(sealed, bandwidth=bandwidth)
+        _, tokens, labels = sealed.drawn[2]  # the training set of the top level
+        found += [np.mean(predict(net, tokens).argmax(1) == labels), share]
+    assert found[0] > 0.999 and found[1] > 0.999
+    assert found[2] > 0.7 and found[3] < 1 / 8 + 0.03
 
 
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
     """Rows 0 and 1 of the top table hold every label once: symbols 0 and 1 of level 1
     share a flat q.  The network merges these two and no others, and scores what the
-    best guesser scores who cannot tell 0 from 1.  sigma is exact and the ridge larger
-    than usual: else the level above zooms in on the sampling noise, by which the two
-    differ, and gains some points."""
-    twins, control = sum_grammar(2, 0, 0, seed=3), sum_grammar(0, 0, 0, seed=3)
+    best guesser scores who cannot tell 0 from 1.  sigma is that of a whole grammar and
+    the ridge larger than usual: else the level above zooms in on the sampling noise, by
+    which the two differ, and gains some points."""
+    twins, whole = sum_grammar(2, 0, 0, seed=3), sum_grammar(0, 0, 0, seed=3)
     assert "symbols 0 and 1 of level 1" in twins.assumption_6_failures()[0]
-    q, V, settings = twins.label_posterior(2), 8, dict(C=20, ridge=0.1)
-    sigmas = exact_sigmas(twins) | {1: pairwise(q)[pairwise(q) > 1e-9].min()}
-    net, share = learn(twins, sigmas, **settings)
-
+    sigmas, V = exact_sigmas(whole), 8
+    assert learn(whole, sigmas, C=20, ridge=0.1)[1] > 0.98
+    net, share = learn(twins, sigmas, C=20, ridge=0.1)
     tree = twins.sample_tree(10_000, np.random.default_rng(2), level=2)
     outputs = predict(net[:2], tree[-1])
     means = np.array([outputs[tree[1][:, 0] == nu].mean(0) for nu in range(V)])
     merged = np.triu(pairwise(means) < sigmas[1] / 2, 1)
     assert np.argwhere(merged).tolist() == [[0, 1]]
-    noise_of_one_patch = (20 * twins.m**2) ** -0.5  # of q^: (P / N)^(1/2)
-    assert pairwise(means)[0, 1] < 2 * noise_of_one_patch
-
     votes = np.zeros((V, V, V))  # for each label, by level-1 patch with 1 read as 0
     a, b = np.moveaxis(np.where(twins.rules[0] == 1, 0, twins.rules[0]), -1, 0)
     np.add.at(votes, (a, b, np.arange(V)[:, None]), 1)
     assert share == pytest.approx(votes.max(2).sum() / votes.sum(), abs=0.05)
-    assert not control.assumption_6_failures()
-    assert learn(control, exact_sigmas(control), **settings)[1] > 0.98
 
 
-def pairwise(a):
-    """Distances between the rows of an array."""
-    return np.linalg.norm(a[:, None] - a, axis=-1)
-
-
-# ---- Section 2.1: the grammar --------------------------------------------------------
+# ---- Sections 2 and 3: the grammar, the network, the training ------------------------
 
 SIZES = [  # (V, m, s, L), the corner cases included
     (16, 4, 2, 4), (5, 3, 3, 2), (3, 2, 4, 2), (7, 1, 2, 3), (6, 1, 1, 3), (5, 2, 2, 1),
@@ -237,7 +206,6 @@ def test_definition_4_random_grammars_are_uniform_and_have_one_parse(V, m, s, L)
     sentence has one derivation, and parse finds it."""
     for uniform in (True, False):
         rhm = grammar(V, m, s, L, uniform=uniform)
-        assert (rhm.V, rhm.m, rhm.s, rhm.L, rhm.d) == (V, m, s, L, s**L)
         for rules in rhm.rules:
             assert len(np.unique(rules.reshape(V * m, s), axis=0)) == V * m
             if uniform:  # every symbol begins exactly m patches
@@ -255,25 +223,19 @@ def test_definition_3_derivations_follow_the_exact_law(level):
     descendants only, has the law of these columns of whole derivations: all 384 are
     listed, for the sampler with kappa > 1.  False alarm: below 1e-6."""
     rhm, n = grammar(3, 2, 2, 3, uniform=False), 40_000
-    everything = derivations(rhm)
     tree = rhm.sample_tree(n, np.random.default_rng(2), level)
-    columns = [symbols[:, : part.shape[1]] for symbols, part in zip(everything, tree)]
+    columns = [all_[:, : part.shape[1]] for all_, part in zip(derivations(rhm), tree)]
     rows = np.concatenate([np.hstack(columns), np.hstack(tree)])
     _, kind = np.unique(rows, axis=0, return_inverse=True)
-    law = np.bincount(kind.ravel()[:384], minlength=kind.max() + 1) / 384
-    counts = np.bincount(kind.ravel()[384:])
-    assert len(counts) == len(law) and (law > 0).all()
-    assert_frequencies(counts, law)
+    counts = np.bincount(kind.ravel()[384:], minlength=kind.max() + 1)
+    assert_frequencies(counts, np.bincount(kind.ravel()[:384]) / 384)
     tokens, labels = rhm.sample(n, np.random.default_rng(2), level)
     assert np.array_equal(tokens, tree[-1]) and np.array_equal(labels, tree[0][:, 0])
 
 
-# ---- Section 2.2: the network --------------------------------------------------------
-
-
-def network(V, s, M=20, levels=2):
+def network(V, s, M=20, levels=2, seed=0):
     """An untrained network in float64."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     gauss = lambda *size: torch.tensor(rng.standard_normal(size))
     return DeepCNN(V, *(Level(gauss(M, s * V), gauss(V, 2 * M)) for _ in range(levels)))
 
@@ -301,7 +263,6 @@ def test_section_2_2_embed_is_forward_and_can_be_trained_end_to_end():
     and for no sentence at all; forward has gradients."""
     tokens, net = random_tokens(4, 40, 8), network(4, 2, levels=3)
     for k, width in enumerate((8, 4, 2, 1)):
-        assert net[:k].embed(tokens).shape == (40, width, 4)
         assert net[:k].embed(tokens[:0]).shape == (0, width, 4)
         plain = net[:k](tokens).view(40, width, 4)  # (40, 4) for the whole network
         assert torch.allclose(net[:k].embed(tokens), plain, atol=1e-12)
@@ -326,14 +287,10 @@ def test_equation_6_and_lemma_12_features_approximate_the_gaussian_kernel():
     def error(M):
         omega = torch.tensor(rng.standard_normal((M, 8))) / sigma
         x = random_fourier_features(h, omega)
-        assert torch.allclose(x.norm(dim=1), torch.ones(20).double())
         return (x @ x.T - kernel(h / sigma, h / sigma)).abs().max().item()
 
     errors = [np.mean([error(M) for _ in range(12)]) for M in widths]
     assert abs(np.polyfit(np.log(widths), np.log(errors), 1)[0] + 0.5) < 0.08
-
-
-# ---- Section 2.3: gradient descent on Eq. (3) ----------------------------------------
 
 
 def some_patches(rows=40, p=6, V=3, M=16):
@@ -344,27 +301,21 @@ def some_patches(rows=40, p=6, V=3, M=16):
     return h, counts, Level(omega, omega.new_zeros(V, 2 * M))
 
 
-def loss_of_equation_3(W, x, counts, lambda_W):
-    """Eq. (3) as printed, sample by sample; counts (rows, V): how many there are."""
-    rows, labels = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0).T
-    errors = (F.one_hot(labels, len(W)) - x[rows] @ W.T).square().sum(1)
-    return 0.5 * errors.mean() + 0.5 * lambda_W * W.square().sum()
-
-
 def test_equation_3_gradient_descent_follows_autograd():
     """30 hand-written steps = 30 steps of torch.optim.SGD on the loss as printed, a
     term per sample: Eq. (3) sees the samples only through the counts of equal rows."""
     h, counts, level = some_patches()
     losses, _ = train_level(level, h, counts, 0.05, 1.5, 30)
+    rows, labels = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0).T
+    x, e = level.patch_embedding(h)[rows], F.one_hot(labels, 3)  # of every sample
     W = torch.zeros(3, 32, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.SGD([W], lr=1.5)
-    for t in range(31):
-        loss = loss_of_equation_3(W, level.patch_embedding(h), counts, 0.05)
-        assert loss.item() == pytest.approx(losses[t], rel=1e-10)
-        if t < 30:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for expected in losses[:-1]:
+        loss = 0.5 * (e - x @ W.T).square().sum(1).mean() + 0.025 * W.square().sum()
+        assert loss.item() == pytest.approx(expected, rel=1e-10)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     assert torch.allclose(W, level.W, atol=1e-12)
 
 
@@ -373,13 +324,11 @@ def test_equation_3_gradient_descent_reaches_the_closed_form():
     lambda_W = 0.05 and 2000 steps the slowest direction shrinks by 1.1^-2000."""
     h, counts, level = some_patches()
     losses, minimum = train_level(level, h, counts, 0.05, 2 / 1.1, 2000)
-    x, n = level.patch_embedding(h), counts.double()
-    covariance = (x.T * n.sum(1)) @ x / n.sum()
-    inverse = torch.linalg.inv(covariance + 0.05 * torch.eye(32).double())
-    W_star = n.T @ x / n.sum() @ inverse
+    x, n = level.patch_embedding(h), counts.double() / counts.sum()
+    covariance = (x.T * n.sum(1)) @ x + 0.05 * torch.eye(32).double()
+    W_star = n.T @ x @ torch.linalg.inv(covariance)
     assert torch.allclose(level.W, W_star, rtol=0, atol=1e-12)
     assert losses[-1] == pytest.approx(minimum, abs=1e-14)
-    assert minimum == pytest.approx(loss_of_equation_3(W_star, x, counts, 0.05).item())
     # An eigenvalue below zero, as rounding gives it, and a ridge that does not make up:
     covariance = torch.diag(torch.tensor([1, -1e-7]).double())
     correlation = torch.tensor([[1, 1e-8]]).double()
@@ -387,45 +336,28 @@ def test_equation_3_gradient_descent_reaches_the_closed_form():
     assert minimum < losses.min()
 
 
-def test_equation_3_samples_are_merged_without_loss_in_blocks():
-    """The counts per (leaves, label) are those of the same samples, one by one."""
-    sealed = Sealed(grammar(5, 3, 2, 3))
-    rng = np.random.default_rng(0)
-    leaves, counts = draw_first_patches(sealed, 5000, 2, rng, block=700)
-    expected = {}
-    for _, tokens, labels in sealed.drawn:
-        for row, zeta in zip(tokens.tolist(), labels.tolist()):
-            expected.setdefault(tuple(row), [0] * 5)[zeta] += 1
-    assert len(sealed.drawn) == 8 and len(leaves) == len(expected)
-    assert dict(zip(map(tuple, leaves.tolist()), counts.tolist())) == expected
-
-
-# ---- Section 2.3: the stages, and what the learner sees ------------------------------
-
-
 class Sealed:
     """All that a learner may see of a grammar; notes what it has drawn."""
 
     def __init__(self, rhm, shuffle=None):
         self.V, self.m, self.s, self.L = rhm.V, rhm.m, rhm.s, rhm.L
-        self.rhm, self.shuffle, self.drawn = rhm, shuffle, []
+        self._rhm, self.shuffle, self.drawn = rhm, shuffle, []
 
     def sample(self, n, rng, level=1):
-        tokens, labels = self.rhm.sample(n, rng, level)
+        tokens, labels = self._rhm.sample(n, rng, level)
         labels = self.shuffle.permutation(labels) if self.shuffle else labels
         self.drawn.append((level, tokens, labels))
         return tokens, labels
 
 
-SMALL = Config(M=64, C=20.0)
-small_grammar = lambda: grammar(8, 2, 2, 3, seed=1)  # K_rho = 1
+SMALL, SMALL_GRAMMAR = Config(M=64, C=20.0), grammar(8, 2, 2, 3, seed=1)  # K_rho = 1
 
 
 def test_section_2_3_the_learner_needs_only_samples_and_sizes():
     """Stages l = L..1, each with N^(l) = C P m^l fresh first patches.  With shuffled
     labels the same learner is left with the 12.5% of a guess; their standard deviation
     is 2.5% over other shuffles, for it treats whole groups of sentences alike."""
-    sealed = Sealed(small_grammar())
+    sealed = Sealed(SMALL_GRAMMAR)
     net, stages = train(sealed, SMALL)
     drawn = [(level, len(tokens)) for level, tokens, _ in sealed.drawn]
     assert drawn == [(3, 20 * 16 * 8), (2, 20 * 16 * 4), (1, 20 * 16 * 2)]
@@ -433,118 +365,64 @@ def test_section_2_3_the_learner_needs_only_samples_and_sizes():
     first = [tokens[:640, :2] for _, tokens, _ in sealed.drawn]
     assert not np.array_equal(first[0], first[1])  # fresh, not the same again
     assert stages[0].rows == 16  # all there is: V m patches
-    assert accuracy(net, sealed.rhm, 2000, np.random.default_rng(9)) == 1
-    net, _ = train(Sealed(sealed.rhm, shuffle=np.random.default_rng(5)), SMALL)
-    assert accuracy(net, sealed.rhm, 2000, np.random.default_rng(9)) < 1 / 8 + 0.18
+    assert accuracy(net, SMALL_GRAMMAR, 2000, np.random.default_rng(9)) == 1
+    net, _ = train(Sealed(SMALL_GRAMMAR, np.random.default_rng(5)), SMALL)
+    assert accuracy(net, SMALL_GRAMMAR, 2000, np.random.default_rng(9)) < 1 / 8 + 0.18
 
 
-def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place(
-    usual, usual_net
-):
+def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place(usual_net):
     """Section 2.3's first remark: the rules are the same at every place, so the first
     patch is enough.  The default network recovers all latent symbols of whole sentences
     (2000 of them), and its median error is the same at every place."""
-    tree = usual.sample_tree(2000, np.random.default_rng(1))
-    read = network_parse(usual_net, usual, tree[-1])
-    for l in range(usual.L):
+    tree = USUAL.sample_tree(2000, np.random.default_rng(1))
+    read = network_parse(usual_net, USUAL, tree[-1])
+    for l in range(USUAL.L):
         assert (read[l] == tree[l]).mean(0).min() >= 0.97  # 0.9955 in 20 other runs
-        h = predict(usual_net[: usual.L - l], tree[-1]).reshape(tree[l].shape + (-1,))
-        errors = np.linalg.norm(h - usual.label_posterior(l + 1)[tree[l]], axis=2)
+        h = predict(usual_net[: USUAL.L - l], tree[-1]).reshape(*tree[l].shape, 16)
+        errors = np.linalg.norm(h - USUAL.label_posterior(l + 1)[tree[l]], axis=2)
         medians = np.median(errors, axis=0)  # by place
         assert medians == pytest.approx(medians.mean(), rel=0.07)
 
 
-def test_section_2_3_the_random_streams_do_not_disturb_each_other():
-    """The same seed gives the same numbers bit for bit, also when one looks on; another
-    one moves all of them.  More features leave the samples as they are, and more
-    samples leave omega as it is."""
-    rhm, drawn = small_grammar(), []
-    look = lambda net, stage: diagnose(net, rhm, stage.level, np.random.default_rng(0))
-
-    def weights(report=None, **changes):
-        sealed = Sealed(rhm)
-        net, _ = train(sealed, replace(SMALL, **changes), report)
-        drawn.append(np.concatenate([tokens.ravel() for _, tokens, _ in sealed.drawn]))
-        return net.state_dict()
-
-    a, b, c = weights(), weights(look), weights(seed=1)
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not any(torch.equal(a[key], c[key]) for key in a)
-    wide, more = weights(M=128), weights(C=40)
-    assert np.array_equal(drawn[0], drawn[3]) and len(wide["0.omega"]) == 128
-    assert torch.equal(a["0.omega"], more["0.omega"])
+def test_section_2_3_a_seed_gives_the_same_weights_bit_for_bit():
+    """Also when one looks on; another seed moves all of them."""
+    look = lambda net, stage: diagnose(net, SMALL_GRAMMAR, stage.level, RNG)
+    settings = (SMALL, None), (SMALL, look), (replace(SMALL, seed=1), None)
+    nets = [train(SMALL_GRAMMAR, *pair)[0].state_dict() for pair in settings]
+    assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
+    assert not any(torch.equal(nets[0][key], nets[2][key]) for key in nets[0])
 
 
-# ---- Section 3: what the network can represent ---------------------------------------
-
-
-class TensorLevel(Level):
-    """x is the tensor product of s one-hots: the one-hot of the s-tuple, V^s entries.
-
-    Each token counts as the nearest of V centres, which stand s times in omega.
-    """
-
-    def __init__(self, centres, s=2):
-        super().__init__(centres.repeat(1, s), centres)
-
-    def patch_embedding(self, h):
-        V, s = len(self.omega), h.shape[-1] // len(self.omega)
-        tokens = h.to(self.omega.dtype).unflatten(-1, (s, V))
-        nearest = torch.cdist(tokens, self.omega[:, :V]).argmin(-1)
-        return F.one_hot(nearest @ V ** torch.arange(s), V**s).double()
-
-
-def oracle(rhm, make_level, target):
+def oracle(rhm, target, M=4096):
     """The network whose level l has W = sum of target(l) x_mu^T over all patches."""
-    net, tokens = DeepCNN(rhm.V), torch.eye(rhm.V).double()
+    rng, net, tokens = np.random.default_rng(0), DeepCNN(rhm.V), torch.eye(rhm.V)
     for l in range(rhm.L, 0, -1):
-        level = make_level(tokens)
+        sigma = torch.pdist(tokens).min() / math.sqrt(
+            2 * math.log(2 / 0.01)
+        )  # Lemma 10
+        omega = torch.tensor(rng.standard_normal((M, rhm.s * rhm.V))) / sigma
         h = tokens[torch.tensor(rhm.rules[l - 1])].flatten(-2)  # (V, m, s V)
-        tokens = torch.tensor(target(l))
-        W = torch.einsum("nz,nkx->zx", tokens, level.patch_embedding(h))
-        level.W = torch.nn.Parameter(W)
-        net.append(level)
+        x, tokens = random_fourier_features(h, omega), torch.tensor(target(l))
+        net.append(Level(omega, torch.einsum("nz,nkx->zx", tokens, x)))
     return net
 
 
-def largest_error(net, rhm, target):
-    """||output - target||, the largest over all sentences, tokens and levels."""
-    tree, errors = derivations(rhm), []
-    for l in range(1, rhm.L + 1):
-        output = net[: rhm.L - l + 1].embed(torch.tensor(tree[-1]))
-        goal = torch.tensor(target(l)[tree[l - 1]])
-        errors.append((output - goal).norm(dim=-1).max().item())
-    return max(errors)
-
-
-def test_constructions_1_and_2_orthogonal_patches_return_their_targets(tiny):
+def test_constructions_1_2_and_3_oracle_weights_return_their_targets():
     """Section 3, in all 512 sentences.  1, with latents: W = sum e_parent x_mu^T, and
     each level outputs the one-hot of the parent.  2, without: W = sum q_mu x_mu^T
-    outputs q_mu, equal for synonyms, else rho > 0 apart.  The printed factor 1/m of W
-    cancels in Eq. (2)."""
-    for target in (lambda l: np.eye(tiny.V)), tiny.label_posterior:
-        net = oracle(tiny, TensorLevel, target)
-        assert largest_error(net, tiny, target) < 1e-12
-    for level in net:
-        level.W.data /= tiny.m
-    assert largest_error(net, tiny, target) < 1e-12
+    outputs q_mu, equal for synonyms, else rho > 0 apart.  3: random features take the
+    place of orthogonal x_mu.  Their overlaps of order M^(-1/2) leave errors of 0.07 +-
+    0.02 over 200 seeds; a label bears 0.7."""
+    tree = derivations(TINY)
+    for target in (lambda l: np.eye(TINY.V)), TINY.label_posterior:
+        net = oracle(TINY, target)
+        for l in range(1, TINY.L + 1):
+            outputs = net[: TINY.L - l + 1].embed(torch.tensor(tree[-1]))
+            goal = torch.tensor(target(l)[tree[l - 1]])
+            assert (outputs - goal).norm(dim=-1).max() < 0.4
 
 
-def test_construction_3_random_features_take_the_place_of_clustering(tiny):
-    """Section 3: the oracle with Eq. (6) and Lemma 10's sigma.  Overlaps of order
-    M^(-1/2) leave errors of 0.07 +- 0.02 over 200 seeds; a label bears 0.7."""
-    rng, M = np.random.default_rng(0), 4096
-
-    def make_level(tokens):
-        sigma = torch.pdist(tokens).min() / math.sqrt(2 * math.log(2 / 0.01))
-        omega = torch.tensor(rng.standard_normal((M, 2 * tiny.V))) / sigma
-        return Level(omega, omega.new_zeros(tiny.V, 2 * M))
-
-    net = oracle(tiny, make_level, tiny.label_posterior)
-    assert largest_error(net, tiny, tiny.label_posterior) < 0.4
-
-
-# ---- Section 4: what a first patch tells of the label --------------------------------
+# ---- Section 4 and Appendix A: the posterior q, steps and samples --------------------
 
 
 @pytest.mark.parametrize("uniform", [True, False])
@@ -579,142 +457,127 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
     [line] = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2).assumption_6_failures()
     assert "6(b) fails at level 2: K_rho = 0, symbols 0 and 1 of level 1" in line
     never = RHM([[[[0, 0]], [[0, 1]]]] * 2)  # every patch begins with 0
-    assert never.kappa == math.inf and np.isnan(never.label_posterior(2)[1]).all()
-    assert never.signal(2) == math.inf  # only one symbol can come first
     [line] = never.assumption_6_failures()
     assert "6(a) fails at level 2: kappa = inf, symbols [1] of level 1 are ne" in line
-    flat = grammar(4, 4, 2, 2, seed=0)
+    assert never.kappa == never.signal(2) == math.inf
+    flat = grammar(4, 4, 2, 2)
     assert (flat.label_posterior(2) == 0.25).all(1).any()
     assert flat.K_rho == pytest.approx(1.41, abs=0.01)
     assert flat.assumption_6_failures() == []
-    rounded = grammar(5, 5, 2, 4)
-    apart = pairwise(rounded.label_posterior(4))
-    assert 0 < apart[apart > 0].min() < 1e-16 and rounded.signal(4) == 0
+    apart = pairwise(grammar(5, 5, 2, 4).label_posterior(4))
+    assert 0 < apart[apart > 0].min() < 1e-16 and grammar(5, 5, 2, 4).signal(4) == 0
 
 
-def test_equation_8_features_and_label_are_independent_given_the_patch(tiny):
+def test_equation_8_features_and_label_are_independent_given_the_patch():
     """Eq. (8): given the first patch mu, its leaves and the label are independent: over
-    all derivations P[leaves, label | mu] = P[leaves | mu] q_mu(label).  So E[e x^T] is
-    the sum of p_mu q_mu E[x_mu]^T: of the label only q reaches the level.  The leaves
-    of the patch beside it are not independent of the label."""
-    tree = derivations(tiny)
+    all derivations P[label | leaves, mu] = q_mu.  So E[e x^T] is the sum of p_mu q_mu
+    E[x_mu]^T: of the label only q reaches the level.  The leaves of the patch beside it
+    are not independent of the label."""
+    tree = derivations(TINY)
 
     def independent(level, leaves):
-        patch_and_leaves = np.hstack([tree[level][:, :2], leaves])
-        _, row = np.unique(patch_and_leaves, axis=0, return_inverse=True)
-        joint = np.zeros((row.max() + 1, tiny.V))
+        _, row = np.unique(leaves, axis=0, return_inverse=True)
+        joint = np.zeros((row.max() + 1, TINY.V))
         np.add.at(joint, (row.ravel(), tree[0][:, 0]), 1)
         law = (joint / joint.sum(1, keepdims=True))[row.ravel()]
-        return np.allclose(law, tiny.label_posterior(level)[tree[level - 1][:, 0]])
+        return np.allclose(law, TINY.label_posterior(level)[tree[level - 1][:, 0]])
 
     for level in (1, 2, 3):
-        width = tiny.s ** (4 - level)
-        assert independent(level, tree[3][:, :width])
-        assert level == 1 or not independent(level, tree[3][:, width : 2 * width])
+        width = TINY.s ** (4 - level)
+        assert independent(level, tree[3][:, :width])  # the leaves determine mu
+        assert level == 1 or not independent(level, tree[3][:, : 2 * width])
 
 
 def test_assumption_9_choose_sigma_is_a_quantile_over_samples_and_all_places():
     """Our rule, not the paper's: a row counts as often as it was drawn, at each of its
     s places, and of all pairs of different tokens, so weighed, 1/V are nearer than
-    sigma.  With 20,000 pairs that share has a standard deviation of 0.003.  Exact
-    clusters at distance sqrt 2 give sqrt 2, and factor times that."""
+    sigma.  With 20,000 pairs that share has a standard deviation of 0.003."""
     V, s, rng = 4, 3, np.random.default_rng(0)
     spread = np.linspace(0.2, 2, 60)[:, None, None] * [[[1.0], [2.0], [3.0]]]
     h = torch.tensor(rng.standard_normal((60, s, V)) * spread)
     counts = torch.tensor([[1] * V] * 30 + [[30] * V] * 30)
-    sigma = tl.choose_sigma(h, counts, 1.0, rng)
+    sigma = tl.choose_sigma(h, counts, 3.0, rng) / 3
     apart = pairwise(h.flatten(0, 1).numpy())
     weights = counts.sum(1).repeat_interleave(s).numpy()
     weights = np.outer(weights, weights) * (apart > 0)
     share = weights[apart <= sigma].sum() / weights.sum()
     assert share == pytest.approx(1 / V, abs=0.025)
-    exact = torch.eye(V)[rng.integers(V, size=(60, s))]  # 0 or sqrt 2 apart
-    assert tl.choose_sigma(exact, counts, 3.0, rng) == pytest.approx(3 * 2**0.5)
-
-
-# ---- Appendix A: steps and samples ---------------------------------------------------
 
 
 @pytest.mark.parametrize("V, m", [(1, 1), (2, 2)])
 def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
-    """Lemma 15: ||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P (even
-    P^(1/2) / 2).  One frequent patch makes twice the step diverge, a tail of rare
-    representations makes half of it too slow.  With several patches the printed step,
-    2 / (1 + lambda_W), does as well; with one it is 2 over the only curvature, and W
-    alternates between 0 and 2 W_* = 1 (README, slip 2)."""
+    """Lemma 15: ||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P.  One
+    frequent patch makes twice the step diverge, a tail of rare representations makes
+    half of it too slow.  With several patches the printed step, 2 / (1 + lambda_W),
+    does as well; with one W alternates between 0 and 2 W_* = 1 (README, slip 2)."""
     P, rng = V * m, np.random.default_rng(0)
     p = torch.tensor([1.0] if P == 1 else [0.7] + 32 * [0.3 / 32]).double()
     x = torch.linalg.qr(torch.tensor(rng.standard_normal((len(p), len(p)))))[0]
     e = torch.eye(V).double()[torch.arange(len(p)) % V]
-    covariance, correlation = x.T @ (p[:, None] * x), e.T @ (p[:, None] * x)
-    W_star = correlation @ torch.linalg.inv(covariance + torch.eye(len(p)) / P)
-    assert W_star.norm() <= math.sqrt(P) / 2 + 1e-12
+    averages = x.T @ (p[:, None] * x), e.T @ (p[:, None] * x)
+    W_star = averages[1] @ torch.linalg.inv(averages[0] + torch.eye(len(p)) / P)
     lambda_W, eta, T = schedule(V, m, Config(ridge=1.0))
     printed = 2 / (1 + lambda_W)
     for step in (eta, printed) if P > 1 else (eta,):
         for t in range(T + 1):
-            W, *_ = gradient_descent(covariance, correlation, lambda_W, step, t)
+            W, *_ = gradient_descent(*averages, lambda_W, step, t)
             assert (W - W_star).norm() <= math.exp(-t / P) * W_star.norm() + 1e-12
-    one = torch.ones(1, 1).double()
-    W = [gradient_descent(one, one, 1.0, 2 / (1 + 1), t)[0].item() for t in range(6)]
-    assert W == [0, 1, 0, 1, 0, 1]
+    assert W_star.norm() <= math.sqrt(P) / 2 + 1e-12
+    if P == 1:
+        W = [gradient_descent(*averages, lambda_W, printed, t)[0] for t in range(6)]
+        assert torch.cat(W).abs().flatten().tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_lemma_17_sets_the_number_of_steps():
     """T = P log(100 P kappa V^(1/2) / eps_*), and at least one."""
-    P, T = 64, schedule(16, 4, Config(kappa=3.0, eps=0.02))[2]
-    assert T == math.ceil(P * math.log(100 * P * 3 * 4 / 0.02))
+    T = schedule(16, 4, Config(kappa=3.0, eps=0.02))[2]
+    assert T == math.ceil(64 * math.log(100 * 64 * 3 * 4 / 0.02))
     assert schedule(16, 4, Config(eps=1e8))[2] == 1  # with W = 0 Eq. (2) is 0 / 0
 
 
-def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only(usual):
+def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
     """Lemma 18, u = kappa P log(4P/delta) / N: p^ = p (1 +- (c u)^(1/2)), c = 2 below,
     3 above; ||q^ - q|| <= (8 u)^(1/2), where most patches miss the printed bound.
     ||q^ - q||^2 is P (1 - ||q||^2) / N on average, here within 6%, seven standard
     deviations.  False alarm: 4e-7, that is 40 delta with delta = 1e-8."""
-    P, N, L, rng = 64, 20_000, usual.L, np.random.default_rng(1)
-    u = usual.kappa * P * math.log(4 * P / 1e-8) / N
+    P, N, L, rng = 64, 20_000, USUAL.L, np.random.default_rng(1)
+    u = P * math.log(4 * P / 1e-8) / N
     ratios, missed = [], []
     for _ in range(40):
-        leaves, counts = draw_first_patches(usual, N, L, rng)
-        parent = RHM(usual.rules[L - 1 :]).parse(leaves.numpy())[0][:, 0]
-        q, n = usual.label_posterior(L)[parent], counts.sum(1).numpy()
+        leaves, counts = draw_first_patches(USUAL, N, L, rng, block=7000)
+        parent = RHM(USUAL.rules[L - 1 :]).parse(leaves.numpy())[0][:, 0]
+        q, n = USUAL.label_posterior(L)[parent], counts.sum(1).numpy()
         error = np.linalg.norm(counts.numpy() / n[:, None] - q, axis=1)
+        assert len(n) == P and n.sum() == N and error.max() <= math.sqrt(8 * u)
         assert -math.sqrt(2 * u) <= (n / N * P - 1).min()
         assert (n / N * P - 1).max() <= math.sqrt(3 * u)
-        assert len(n) == P and n.sum() == N and error.max() <= math.sqrt(8 * u)
-        missed.append(error > math.sqrt(2 * u / (usual.kappa * P)))
+        missed.append(error > math.sqrt(2 * u / P))
         ratios.append(error**2 / (P * (1 - (q**2).sum(1)) / N))
     assert np.mean(missed) > 0.5 and abs(np.mean(ratios) - 1) < 0.06
 
 
-# ---- Section 4.2: why all levels learn -----------------------------------------------
+CHAIN = grammar(16, 3, 2, 4, seed=1)
 
 
-@pytest.fixture(scope="module")
-def chain():
-    return grammar(16, 3, 2, 4, seed=1)
-
-
-def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(chain):
+def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise():
     """N^(l) = C P m^l samples leave q^ an error of (P / N)^(1/2), which is
     (C m^l)^(-1/2).  Measured: from bottom to top the median error of the outputs is
     about that, so nothing piles up; four times the samples halve the error at every
     level on average, and the largest is then below the signal.  sigma is in units of
     the exact rho~ (the learner's own choice shrinks with the noise)."""
-    median = {}
+    medians = []
     for C in (10, 40):
-        net, _ = train(chain, Config(C=C), sigmas=exact_sigmas(chain))
-        for l in range(1, chain.L + 1):
-            errors = diagnose(net, chain, l, np.random.default_rng(2))["errors"]
-            median[C, l] = np.median(errors)
-            assert C < 40 or errors.max() < chain.signal(l)
-            assert 0.4 < median[C, l] * (C * chain.m**l) ** 0.5 < 1.75
-    ratios = [median[10, l] / median[40, l] for l in range(1, chain.L + 1)]
-    assert 1.6 < np.prod(ratios) ** (1 / chain.L) < 2.6  # N^(-1/4) gives 1.4, 1/N 4
+        net, _ = train(CHAIN, Config(C=C), sigmas=exact_sigmas(CHAIN))
+        for l in range(1, CHAIN.L + 1):
+            errors = diagnose(net, CHAIN, l, np.random.default_rng(2))["errors"]
+            medians.append(np.median(errors))
+            assert 0.4 < medians[-1] * (C * CHAIN.m**l) ** 0.5 < 1.75
+            assert C < 40 or errors.max() < CHAIN.signal(l)
+    ratios = np.divide(medians[:4], medians[4:])
+    assert 1.6 < np.prod(ratios) ** (1 / 4) < 2.6  # N^(-1/4) gives 1.4, 1/N gives 4
 
 
-def test_section_4_2_an_input_error_does_not_grow_against_the_signal(chain):
+def test_section_4_2_an_input_error_does_not_grow_against_the_signal():
     """A level feels an input error eps as eps / sigma (Lemma 10).  Let its gain be the
     move of its outputs over rho^(l), per move of its inputs over rho^(l+1), for random
     pushes of a trained network: the median of 1000 patches.  Measured with sigma =
@@ -722,17 +585,16 @@ def test_section_4_2_an_input_error_does_not_grow_against_the_signal(chain):
     smaller, every level magnifies more than fivefold."""
     gains = {1: [], 0.1: []}
     for factor in gains:
-        net, _ = train(chain, Config(), sigmas=exact_sigmas(chain, factor))
-        for l in range(chain.L - 1, 0, -1):
-            k, rng = chain.L - l, np.random.default_rng(2)
-            leaves = torch.from_numpy(chain.sample(1000, rng, l)[0])
-            with torch.no_grad():
-                h = net[:k].embed(leaves)  # (n, s, V)
-                push = torch.from_numpy(rng.standard_normal(h.shape)).float()
-                push *= 0.01 * chain.signal(l + 1) / push.norm(dim=2, keepdim=True)
-                move = net[k]((h + push).flatten(1)) - net[k](h.flatten(1))
-            move = move.norm(dim=1).median().item() / chain.signal(l)
-            gains[factor].append(move / 0.01)
+        net, _ = train(CHAIN, Config(), sigmas=exact_sigmas(CHAIN, factor))
+        for l in range(CHAIN.L - 1, 0, -1):
+            k, rng = CHAIN.L - l, np.random.default_rng(2)
+            h = net[:k].embed(torch.from_numpy(CHAIN.sample(1000, rng, l)[0]))
+            push = torch.from_numpy(rng.standard_normal(h.shape)).float()  # (n, s, V)
+            push *= 0.01 * CHAIN.signal(l + 1) / push.norm(dim=2, keepdim=True)
+            move = net[k]((h + push).flatten(1)) - net[k](h.flatten(1))
+            gains[factor].append(
+                move.norm(dim=1).median().item() / 0.01 / CHAIN.signal(l)
+            )
     assert max(gains[1]) < 1.2 and np.prod(gains[1]) < 0.5 and min(gains[0.1]) > 5
 
 
@@ -806,28 +668,24 @@ def literal_run(rhm, samples=1, push=0):
         scores = kernel(patches.flatten(0, 1), rows) @ A.T  # at all places
         outputs = (scores / scores.sum(1, keepdim=True)).view(n, -1, V)
         q = torch.tensor(rhm.label_posterior(l)[tree[l - 1]])
-        _, patch = np.unique(tree[l][:, :s], axis=0, return_inverse=True)
+        patch = torch.tensor(tree[l][:, :s] @ [V, 1])  # the number of the first one
         stage = SimpleNamespace(c=c, h=h, tokens=tree[l], K=K, p=p, joint=joint, A=A)
-        stage.patch, stage.errors = (
-            torch.tensor(patch.ravel()),
-            (outputs - q).norm(dim=2),
-        )
+        stage.patch, stage.errors = patch, (outputs - q).norm(dim=2)
         stage.A_star = minimiser(K, p, joint, c.lambda_W)
-        nine = equation_9(K, p, joint, stage.patch, c.lambda_W)
+        nine = equation_9(K, p, joint, patch, c.lambda_W)
         stage.alpha, stage.p_hat, stage.q_hat = nine
         stages.append(stage)
         h = outputs
     return stages
 
 
-LITERAL = {1: grammar(4, 2, 2, 3, 22), 4: grammar(4, 2, 2, 3, 10, uniform=False)}
+KAPPA_4 = grammar(4, 2, 2, 3, seed=10, uniform=False)
 
 
-@pytest.fixture(scope="module", params=LITERAL, ids=lambda kappa: f"kappa={kappa}")
+@pytest.fixture(scope="module", params=[TINY, KAPPA_4], ids=["kappa=1", "kappa=4"])
 def literal(request):
-    """The stages of a literal run, for kappa = 1 and 4."""
-    assert LITERAL[request.param].kappa == pytest.approx(request.param)
-    return literal_run(LITERAL[request.param])
+    """The grammar and the stages of a literal run."""
+    return request.param, literal_run(request.param)
 
 
 def overlap_and_spread(K, patch):
@@ -839,14 +697,15 @@ def overlap_and_spread(K, patch):
 def test_theorem_7_run_literally_learns_every_sentence(literal):
     """All 512 outputs are within eps = 0.01 of their e_zeta.  False alarm: 3e-6, that
     is delta for each of three stages."""
-    assert literal[-1].errors.shape == (512, 1)
-    assert literal[-1].errors.max() <= literal[-1].c.eps == 0.01
+    rhm, (*_, top) = literal
+    assert rhm.kappa == pytest.approx(4 if rhm is KAPPA_4 else 1)
+    assert top.errors.shape == (512, 1) and top.errors.max() <= top.c.eps == 0.01
 
 
 def test_theorem_7_assumption_9_holds_at_every_level(literal):
     """Embeddings of one symbol lie within eps~_S = eps_S sigma / s^(1/2) (Lemma 10's
     hypothesis), of two symbols rho - 2 eps_* apart; sqrt 2 apart at the bottom."""
-    for stage in literal:
+    for stage in literal[1]:
         c, symbols = stage.c, torch.tensor(stage.tokens).flatten()
         apart = torch.cdist(stage.h.flatten(0, 1), stage.h.flatten(0, 1))
         same = symbols[:, None] == symbols
@@ -858,29 +717,47 @@ def test_theorem_7_lemma_10_patches_apart_and_representations_together(literal):
     """Different patches overlap by eps_O at most, those of one lie within eps_S.  The
     printed sigma is twice the right one, and leaves overlaps K^(1/4) above eps_O: at
     the bottom exactly (eps_O / 2)^(1/4)."""
-    for stage in literal:
-        eps_O, eps_S = stage.c.eps_O, stage.c.eps_S
+    for stage in literal[1]:
         overlap, spread = overlap_and_spread(stage.K, stage.patch)
-        assert overlap <= eps_O and spread <= eps_S
-        assert (spread > 0) == (stage is not literal[0])
+        assert overlap <= stage.c.eps_O and spread <= stage.c.eps_S
         printed, _ = overlap_and_spread(stage.K**0.25, stage.patch)
-        assert printed > 100 * eps_O
-        if stage is literal[0]:
-            assert printed == pytest.approx((eps_O / 2) ** 0.25, rel=0.01)
+        assert printed > 100 * stage.c.eps_O
+    bottom = literal[1][0]
+    printed, spread = overlap_and_spread(bottom.K**0.25, bottom.patch)
+    assert printed == pytest.approx((bottom.c.eps_O / 2) ** 0.25, rel=0.01)
+    assert spread == 0
 
 
 def test_theorem_7_lemma_14_the_minimiser_is_equation_9(literal):
     """W_* x = alpha_mu p^_mu q^_mu up to 6 P^2 eps_O."""
-    for stage in literal:
+    for stage in literal[1]:
         rest = stage.A_star @ stage.K - stage.alpha * stage.p_hat * stage.q_hat
         assert rest.norm(dim=0).max() <= 6 * 8**2 * stage.c.eps_O
 
 
+def test_theorem_7_lemma_14_is_exact_for_independent_labels_only():
+    """README, slip 4: Eq. (8) with hats is exact where labels and representations are
+    independent in the sample.  Drawn, they are not quite: a term of order
+    eps_S^2 (P/N)^(1/2) stays, 0.54 +- 0.17 times that over 20 seeds.  Seen with few
+    samples and inputs off by rho / 50."""
+    stage, rests = literal_run(TINY, samples=1e-6, push=0.02)[1], []
+    overlap, spread = overlap_and_spread(stage.K, stage.patch)
+    for joint in (stage.q_hat * stage.p, stage.joint):
+        A_star = minimiser(stage.K, stage.p, joint, stage.c.lambda_W)
+        rest = A_star @ stage.K - stage.alpha * stage.p_hat * stage.q_hat
+        rests.append(rest.norm(dim=0).max())
+    term = spread**2 * math.sqrt(8 / (1e-6 * stage.c.N))
+    assert rests[0] <= 6 * 8**2 * overlap < rests[1] <= 2 * term
+
+
 def test_theorem_7_lemma_15_gradient_descent_has_converged(literal):
     """||W_T - W_*|| <= exp(-T/P) ||W_*|| and ||W_*|| <= P; ||A X||^2 = tr A K A^T."""
-    for stage in literal:
-        rest = stage.A - stage.A_star
-        rest, W_star = (((A @ stage.K) * A).sum() for A in (rest, stage.A_star))
+    for stage in literal[1]:
+        rest, A_star = stage.A - stage.A_star, stage.A_star
+        rest, W_star = (
+            ((rest @ stage.K) * rest).sum(),
+            ((A_star @ stage.K) * A_star).sum(),
+        )
         assert rest <= math.exp(-2 * stage.c.T / 8) * W_star and W_star <= 8**2
 
 
@@ -889,10 +766,10 @@ def test_theorem_7_lemma_16_the_posterior_gets_enough_weight(literal):
     is nearly 1: alpha_mu (p^_mu + lambda_W) is 1 less at most eps_S^2.  That slack
     saves Lemma 17's p^ alpha >= 1 / (5 kappa) (README, slip 5).  With a sigma so small
     that representations of one patch are orthogonal, the bound fails."""
-    for stage in literal:
+    for stage in literal[1]:
         c, weight = stage.c, stage.alpha * (stage.p_hat + stage.c.lambda_W)
-        assert c.eps_S <= c.lambda_W / 4 and weight.min() >= 1 / 4
-        assert 1 - c.eps_S**2 <= weight.min() and weight.max() <= 1 + 1e-5
+        assert c.eps_S <= c.lambda_W / 4 and 1 / 4 <= 1 - c.eps_S**2 <= weight.min()
+        assert weight.max() <= 1 + 1e-5
         assert (stage.p_hat * stage.alpha).min() >= 1 / (5 * c.kappa)
         apart = torch.eye(512).double()  # 64 representations of every patch
         nine = equation_9(apart, stage.p, stage.joint, stage.patch, c.lambda_W)
@@ -902,66 +779,31 @@ def test_theorem_7_lemma_16_the_posterior_gets_enough_weight(literal):
 def test_theorem_7_lemma_17_every_output_is_within_eps(literal):
     """||normalised output - q_mu|| <= eps_*, at every place of every sentence and every
     level.  A millionth of the samples is too few."""
-    for stage in literal:
-        assert stage.errors.max() <= stage.c.eps
-    few = literal_run(LITERAL[round(stage.c.kappa)], samples=1e-6)[0]
+    assert all(stage.errors.max() <= stage.c.eps for stage in literal[1])
+    few = literal_run(literal[0], samples=1e-6)[0]
     assert few.errors.max() > few.c.eps
 
 
 def test_theorem_7_lemma_11_errors_of_the_order_of_rho_break_the_level_above(literal):
     """Inputs within rho / (2000 P^2 s log(P kappa / eps_*))^(1/2) of their q are enough
     at every level; inputs off by rho / 2 are not."""
-    for below, stage in zip(literal, literal[1:]):
+    for below, stage in zip(literal[1], literal[1][1:]):
         assert below.errors.max() <= stage.c.below == below.c.eps
-    pushed = literal_run(LITERAL[round(stage.c.kappa)], push=0.5)[1]
+    pushed = literal_run(literal[0], push=0.5)[1]
     assert pushed.errors.max() > 100 * pushed.c.eps
 
 
-def test_lemma_14_labels_and_representations_are_independent_in_law_only(tiny):
-    """README, slip 4: Eq. (8) with hats is exact where labels and representations are
-    independent in the sample.  Drawn, they are not quite: a term of order
-    eps_S^2 (P/N)^(1/2) stays, 0.16 +- 0.03 times that over 25 seeds, and exactly of
-    second order in eps_S."""
-    P, R, N, V, rng = 8, 4, 10_000, tiny.V, np.random.default_rng(0)
-    q = tiny.label_posterior(2).repeat(tiny.m, axis=0)  # (P, V)
-    law = np.arange(1, P + 1)[:, None, None] / 36 / R * q[:, None] * np.ones((R, 1))
-    drawn = torch.tensor(rng.multinomial(N, law.ravel())).double().view(P, R, V) / N
-    independent = drawn.sum(1, True) * drawn.sum(2, True) / drawn.sum((1, 2), True)
-    centres = tiny.label_posterior(3)[tiny.rules[1].reshape(P, 1, tiny.s)]
-    noise = rng.standard_normal((P, R, tiny.s, V))
-    noise /= 2 * math.sqrt(tiny.s) * np.linalg.norm(noise, axis=3, keepdims=True)
-    patch = torch.arange(P).repeat_interleave(R)
-
-    def rest(eps_O, eps_S, joint):
-        sigma = tiny.signal(3) / (math.sqrt(2 * math.log(2 / eps_O)) + eps_S)
-        h = torch.tensor(centres / sigma + eps_S * noise).reshape(P * R, -1)
-        K, joint = kernel(h, h), joint.flatten(0, 1).T
-        p = joint.sum(0)
-        alpha, p_hat, q_hat = equation_9(K, p, joint, patch, 1 / P)
-        W_star_x = minimiser(K, p, joint, 1 / P) @ K
-        return (W_star_x - alpha * p_hat * q_hat).norm(dim=0).max().item()
-
-    assert rest(1e-9, 1 / 32, independent) <= 6 * P**2 * 1e-9
-    large, small = rest(1e-9, 1 / 32, drawn), rest(1e-9, 1 / 64, drawn)
-    assert 6 * P**2 * 1e-9 < large <= 0.5 * (1 / 32) ** 2 * math.sqrt(P / N)
-    assert large / small == pytest.approx(4, rel=0.01)
-
-
-# ---- Theorem 7, with the settings of the default run ---------------------------------
-
-
-def test_theorem_7_layerwise_training_learns_the_grammar(usual, usual_net):
+@pytest.mark.parametrize("V, m, s, L", [(16, 4, 2, 4), (32, 2, 2, 4), (8, 4, 3, 3)])
+def test_theorem_7_layerwise_training_learns_the_grammar(V, m, s, L):
     """With K_rho > 0 the output is e_zeta + o(1).  Default settings, 2000 fresh
     sentences: 99.9% of the labels right (100% for 140 other seeds), a median distance
     to e_zeta below 0.3, and 95% below sqrt(1/2), half way to another label."""
-    for rhm in usual, grammar(32, 2, 2, 4), grammar(8, 4, 3, 3, seed=1):
-        assert rhm.K_rho > 0 and rhm.kappa == pytest.approx(1)
-        net = usual_net if rhm is usual else train(rhm, Config())[0]
-        tokens, labels = rhm.sample(2000, np.random.default_rng(1))
-        outputs = predict(net, tokens)
-        error = np.linalg.norm(outputs - np.eye(rhm.V)[labels], axis=1)
-        assert np.mean(outputs.argmax(1) == labels) >= 0.999
-        assert np.median(error) < 0.3 and np.quantile(error, 0.95) < 0.5**0.5
+    rhm = grammar(V, m, s, L)
+    tokens, labels = rhm.sample(2000, np.random.default_rng(1))
+    outputs = predict(train(rhm, Config())[0], tokens)
+    error = np.linalg.norm(outputs - np.eye(V)[labels], axis=1)
+    assert rhm.K_rho > 0 and np.mean(outputs.argmax(1) == labels) >= 0.999
+    assert np.median(error) < 0.3 and np.quantile(error, 0.95) < 0.5**0.5
 
 
 # ---- Appendix B: how large the signal is ---------------------------------------------
@@ -972,11 +814,9 @@ def test_appendix_B_the_samplers_differ_and_every_patch_is_equally_likely(unifor
     """Appendix B: m random tails for each head; Cagnetta et al.: any V m patches.  Over
     20,000 grammars with V = 3, m = s = 2, each of 9 patches is a rule of symbol 0 with
     probability m / V^s.  False alarm: below 1e-6."""
-    rng = np.random.default_rng(0)
-    rules = [RHM.random(3, 2, 2, 1, rng, uniform).rules[0] for _ in range(20_000)]
-    rules = np.array(rules)
+    rng, drawn = np.random.default_rng(0), np.zeros((20_000, 3, 3))
+    rules = np.array([RHM.random(3, 2, 2, 1, rng, uniform).rules[0] for _ in drawn])
     assert_frequencies(np.bincount((rules[:, 0] @ [3, 1]).ravel()), np.full(9, 1 / 9))
-    drawn = np.zeros((20_000, 3, 3))
     drawn[np.arange(20_000)[:, None, None], rules[..., 0], rules[..., 1]] = 1
     assert (drawn.sum(2) == 2).all() == uniform  # m patches of every head
     if uniform:  # the tails of head 1 do not depend on those of head 0
@@ -985,11 +825,10 @@ def test_appendix_B_the_samplers_differ_and_every_patch_is_equally_likely(unifor
 
 
 def test_proposition_19_fails_only_where_there_is_no_signal():
-    """Proposition 19: rho^(l) >= (20 m)^(-(l-1)/2) with high probability, as a rate: at
-    V = 16, m = 4 it fails for 4.4% of grammars, always with K_rho = 0, since q has
-    multiples of m^-(l-1) and any rho > 0 is above the bound for m <= 20.  False alarm
-    < 1e-6.  For V = 64, m = 32, where arithmetic no longer helps, rho^(3) was at least
-    10 times the bound over 300 other seeds."""
+    """Proposition 19: rho^(l) >= (20 m)^(-(l-1)/2) with high probability.  At V = 16,
+    m = 4 it fails for 4.4% of grammars, all with K_rho = 0, since q has multiples of
+    m^-(l-1), and any rho > 0 is above the bound for m <= 20.  False alarm < 1e-6.  For
+    m = 32 rho^(3) was at least 10 times the bound over 300 other seeds."""
     rng, failures = np.random.default_rng(0), 0
     for _ in range(600):
         rhm = RHM.random(16, 4, 2, 4, rng)
@@ -1003,15 +842,15 @@ def test_proposition_19_fails_only_where_there_is_no_signal():
 
 def test_lemma_20_transitions_are_balls_dealt_into_bins():
     """Lemma 20: m T_l counts m balls of each of V colours in V bins of m slots, and a
-    table n has probability (m!)^(2V) / ((V m)! prod n_ij!).  Chi-square over the 21
-    tables of V = 3, m = 2: 20 degrees of freedom exceed 81 with probability 3e-9."""
-    V, m, N, rng = 3, 2, 3000, np.random.default_rng(0)
-    tables = [m * RHM.random(V, m, 2, 1, rng).transition(1) for _ in range(N)]
+    table n has probability (m!)^(2V) / ((V m)! prod n_ij!): 21 tables for V = 3, m = 2.
+    False alarm: 1e-7."""
+    V, m, rng = 3, 2, np.random.default_rng(0)
+    tables = [m * RHM.random(V, m, 2, 1, rng).transition(1) for _ in range(3000)]
     tables, found = np.unique(np.rint(tables).astype(int), axis=0, return_counts=True)
     factorials = np.array([math.factorial(k) for k in range(V * m + 1)])
     law = factorials[m] ** (2 * V) / factorials[V * m] / factorials[tables].prod((1, 2))
     assert len(law) == 21 and abs(law.sum() - 1) < 1e-12
-    assert ((found - N * law) ** 2 / (N * law)).sum() < 81
+    assert_frequencies(found, law)
 
 
 def every_deal(V, m):
@@ -1024,12 +863,9 @@ def test_lemmas_21_and_26_exact_mean_over_all_deals():
     """Lemma 21 with Lemma 26: E ||T z||^2 = ||z||^2 (V-1)/(mV-1), if z sums to 0.  So
     each transition costs that factor in typical_signal, the root mean square of
     ||q_mu - q_mu'||: here over all pairs of deals with V = m = 2."""
-    for V, m in ((2, 2), (3, 2), (4, 1)):
-        z = np.random.default_rng(0).standard_normal(V)
-        z -= z.mean()
-        transitions = [RHM([deal]).transition(1) for deal in every_deal(V, m)]
-        mean = np.mean([np.sum((T @ z) ** 2) for T in transitions])
-        assert mean == pytest.approx(z @ z * (V - 1) / (m * V - 1), rel=1e-12)
+    z = np.array([1.0, 2.0, -3.0])
+    squares = [np.sum((RHM([d]).transition(1) @ z) ** 2) for d in every_deal(3, 2)]
+    assert np.mean(squares) == pytest.approx(z @ z * (3 - 1) / (2 * 3 - 1), rel=1e-12)
     for level in (1, 2, 3):
         pairs = product(every_deal(2, 2), repeat=2)
         q = [RHM(np.array([a, b, b])).label_posterior(level) for a, b in pairs]
@@ -1039,56 +875,36 @@ def test_lemmas_21_and_26_exact_mean_over_all_deals():
 
 @pytest.mark.parametrize("V, m, most", [(4, 4, 80), (16, 4, 6), (64, 8, 0)])
 def test_lemma_29_a_fixed_direction_keeps_a_twentieth_of_its_mean(V, m, most):
-    """Lemma 29: ||T z||^2 >= ||z||^2 / (20 m) with high probability, as a rate.  For
-    z = e_0 - e_1, where less means T z = 0, 34 of 1000 deals break it at V = m = 4, and
-    the fewer the larger V and m: false alarm < 1e-6.  For a z of Gaussian entries none
-    does at the two larger sizes, where 0.18 ||z||^2 / m was the least in 10,000."""
+    """Lemma 29: ||T z||^2 >= ||z||^2 / (20 m) with high probability.  For e_0 - e_1,
+    where less means T z = 0, 34 of 1000 deals break it at V = m = 4, and the fewer the
+    larger V and m: false alarm < 1e-6.  For a Gaussian z none does at the larger sizes,
+    where 0.18 ||z||^2 / m was the least in 10,000."""
     rng = np.random.default_rng(0)
     T = np.array([RHM.random(V, m, 2, 1, rng).transition(1) for _ in range(1000)])
     z, g = np.eye(V)[0] - np.eye(V)[1], rng.standard_normal(V)
     broken = lambda z: np.sum(((T @ z) ** 2).sum(1) < z @ z / (20 * m))
-    assert broken(z) <= most
-    assert V == 4 or broken(g - g.mean()) == 0
+    assert broken(z) <= most and (V == 4 or broken(g - g.mean()) == 0)
 
 
 # ---- No claims of the paper: measurements, input, files, command line ----------------
 
-GOOD = np.array([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]])  # V = m = s = 2, L = 1
-CHAIN = RHM([[[[0, 1]], [[0, 0]]]] * 2)  # symbol 0 -> 0 1, symbol 1 -> 0 0, twice
-RNG, NET = np.random.default_rng(0), network(4, 2)
-
 
 def test_measurements_compare_with_the_exact_posterior():
-    """Of a network that errs by construction: it takes label 3 for 0."""
+    """Of a network that errs by construction, for it takes label 3 for 0."""
     rhm, target = grammar(4, 2, 2, 1), np.eye(4)[[0, 1, 2, 0]]
-    net, rng = oracle(rhm, TensorLevel, lambda l: target), np.random.default_rng(0)
+    net, rng = oracle(rhm, lambda l: target), np.random.default_rng(0)
     found, pairs = diagnose(net, rhm, 1, rng), compare_patches(net, rhm, 1, rng)
-    assert set(np.unique(found["errors"].round(6))) == {0, 1.414214}
-    assert 0.7 < found["nearest"] < 0.8 and 0.7 < accuracy(net, rhm, 4000, rng) < 0.8
+    wrong = found["errors"] > 1.2
+    assert found["errors"][~wrong].max() < 0.2 and 0.2 < wrong.mean() < 0.3
+    assert found["nearest"] == pytest.approx(1 - wrong.mean())
+    assert 0.7 < accuracy(net, rhm, 4000, rng) < 0.8
     tokens, labels = rhm.sample(100, rng)
     read = network_parse(net, rhm, tokens)[0][:, 0]
     assert np.array_equal(read, np.where(labels == 3, 0, labels))
-    assert set(np.unique(pairs["between"].round(6))) == {0, 1.414214}
-    expected = pairwise(target.repeat(2, axis=0))  # two synonyms of each symbol
-    assert np.allclose(pairs["matrix"], expected) and (pairs["inside"] == 0).all()
-
-
-def test_measurements_of_overlaps_and_spreads(usual, usual_net):
-    """eps_O and eps_S, counted again; at M = 4 the largest overlap is of synonyms."""
-    rhm = grammar(4, 2, 2, 1)
-    narrow = train(rhm, Config(M=4, seed=1))[0]
-    for net, rhm, level in (narrow, rhm, 1), (usual_net, usual, 3):
-        pairs = compare_patches(net, rhm, level, np.random.default_rng(0))
-        tree, k = (
-            rhm.sample_tree(10_000, np.random.default_rng(0), level),
-            rhm.L - level,
-        )
-        h = net[:k].embed(torch.tensor(tree[-1][:500])).flatten(1)
-        x = net[k].patch_embedding(h).detach().double()
-        patch = torch.tensor(tree[level][:500] @ [rhm.V, 1])
-        overlap, spread = overlap_and_spread((x @ x.T).abs(), patch)
-        assert pairs["eps_O"] == pytest.approx(overlap.item(), abs=1e-5)
-        assert pairs["eps_S"] == pytest.approx(spread.item(), abs=1e-3)
+    two_synonyms_of_each = pairwise(target.repeat(2, axis=0))
+    assert pairs["matrix"] == pytest.approx(two_synonyms_of_each, abs=0.2)
+    assert pairs["inside"].max() < 0.2 and (pairs["between"] < 0.2).any()
+    assert pairs["eps_S"] < 1e-6 and 0 < pairs["eps_O"] < 0.1
 
 
 def test_the_sweep_counts_the_samples_of_all_levels(tmp_path, capsys):
@@ -1099,24 +915,23 @@ def test_the_sweep_counts_the_samples_of_all_levels(tmp_path, capsys):
     assert few.shares.shape == (len(few.N), 3) and many.shares[-1].mean() > 0.995
     out = capsys.readouterr().out
     N_star = [int(number) for number in re.findall(r"N\* = (\d+)", out)]
-    assert len(N_star) == 2 and N_star[1] > 2 * N_star[0]
-    K_rho = [grammar(8, 2, 2, 2, seed).K_rho for seed in range(6)]
-    assert np.flatnonzero(K_rho).tolist() == [0, 1, 5] and "% of 3 " in out
-    sealed = Sealed(grammar(8, 2, 2, 2))
-    train_one_level(sealed, 100, sigma=2)
+    assert len(N_star) == 2 and N_star[1] > 2 * N_star[0] and "% of 3 " in out
+    train_one_level(sealed := Sealed(grammar(8, 2, 2, 2)), 100, sigma=2)
     assert sealed.drawn[0][0] == 1 and sealed.drawn[0][1].shape == (100, 4)
 
 
 @pytest.mark.parametrize("V, m, s, L", SIZES)
-def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L):
+def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L, tmp_path):
     """float32 throughout; m = 1, s = 1, L = 1 and V = 1 are grammars, too."""
     for uniform in (True, False):
-        rhm = grammar(V, m, s, L, uniform=uniform)
-        net, stages, _ = tl.run(rhm, Config(M=32, C=1.0))
-        assert np.isfinite(predict(net, rhm.sample(500, RNG)[0])).all()
+        rhm, config = grammar(V, m, s, L, uniform=uniform), Config(M=32, C=1.0)
+        net, stages, diagnoses = tl.run(rhm, config)
+        tokens, _ = rhm.sample(500, np.random.default_rng(0))
+        assert np.isfinite(predict(net, tokens)).all()
         for stage in stages:
             assert 0 < stage.sigma < math.inf and np.isfinite(stage.losses).all()
             assert stage.minimum <= stage.losses[-1] + 1e-6
+    plot_layers(net, rhm, config, stages, diagnoses, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("base, width", [(3, 4), (2**40, 5), (1, 3), (7, 0)])
@@ -1129,12 +944,10 @@ def test_distinct_rows_numbers_equal_rows_alike(base, width):
 
 
 def test_a_network_is_saved_and_loaded_like_any_module(tmp_path):
-    other, tokens = network(4, 2), random_tokens(4, 6, 8)
-    for values in other.state_dict().values():
-        values.zero_()
-    torch.save(NET.state_dict(), tmp_path / "net.pt")
+    net, other, tokens = network(4, 2), network(4, 2, seed=1), random_tokens(4, 6, 8)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
     other.load_state_dict(torch.load(tmp_path / "net.pt"))
-    assert torch.equal(other(tokens), NET(tokens))
+    assert torch.equal(other(tokens), net(tokens))
 
 
 def test_small_numpy_integers_and_empty_samples_are_input_too():
@@ -1142,40 +955,34 @@ def test_small_numpy_integers_and_empty_samples_are_input_too():
     rhm = RHM.random(*np.array([7, 10, 4, 2], np.int8), np.random.default_rng(0))
     assert np.array_equal(rhm.rules, grammar(7, 10, 4, 2).rules)
     tokens, _ = rhm.sample(np.int8(100), np.random.default_rng(0), np.int8(1))
-    assert np.array_equal(tokens, rhm.sample(100, np.random.default_rng(0))[0])
-    assert (
-        type(Config(C=np.uint8(20)).C) is float and type(Config(M=np.int8(64)).M) is int
-    )
-    parsed = grammar().parse(grammar().sample(0, RNG)[0])
-    assert [symbols.shape for symbols in parsed] == [(0, 1), (0, 2), (0, 4), (0, 8)]
+    assert tokens.shape == (100, 16) and rhm.parse(tokens[:0])[1].shape == (0, 4)
+    assert type(Config(C=np.uint8(20)).C) is float
 
 
+GOOD = np.array([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]])  # V = m = s = 2, L = 1
+ODD = RHM([[[[0, 1]], [[0, 0]]]] * 2)  # symbol 0 -> 0 1, symbol 1 -> 0 0, twice
+NET, RNG = network(4, 2), np.random.default_rng(0)
 REFUSED = [
     (lambda: RHM(GOOD[0]), r"rules must be \(L, V, m, s\), got shape \(2, 2, 2\)"),
     (lambda: RHM(GOOD * 1.0), "rules must be integers, got float64"),
-    (lambda: RHM(GOOD[:0]), "L must be an integer >= 1, got 0"),
-    (lambda: RHM(GOOD + 1), r"rules\[0, 0, 0, 1\] = 2 is outside 0..1"),
+    (lambda: RHM(GOOD + 1), "rules must lie in 0..1, got 1 to 2"),
     (lambda: RHM([[[[1, 0], [1, 0]]] * 2]), r"patch \(1, 0\) is .* symbols 0 and 0"),
     (lambda: RHM([[[[0, 0], [1, 0]], [[0, 0], [1, 1]]]]), "by symbols 0 and 1"),
     (lambda: grammar(4, 5, 2, 1), r"V m <= V\^s is needed, got V = 4, m = 5, s = 2"),
     (lambda: grammar(2, 1, 63, 1), r"V\^s < 2\^63 and s\^L <= 2\^31 are needed"),
-    (lambda: grammar(s=2.0), "s must be an integer >= 1, got 2.0"),
-    (lambda: grammar().sample(-1, RNG), "n must be an integer >= 0, got -1"),
-    (lambda: grammar().sample(2**29, RNG), r"are more than 2\^31 tokens"),
-    (lambda: grammar().signal(4), "level must be an integer in 1..3, got 4"),
-    (lambda: grammar().parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
-    (lambda: grammar().parse(np.full((2, 8), 4)), r"\[0, 0\] = 4 is outside 0..3"),
-    (lambda: CHAIN.parse([[0, 1, 0, 0], [0, 1, 1, 0]]), "row 1: .* level-2 patch"),
-    (lambda: CHAIN.parse([[0, 0, 0, 0]]), r"row 0: .* level-1 patch \(1, 1\)"),
+    (lambda: TINY.sample(-1, RNG), "n must be an integer >= 0, got -1"),
+    (lambda: TINY.sample(2**29, RNG), r"are more than 2\^31 tokens"),
+    (lambda: TINY.signal(4), "level must be an integer in 1..3, got 4"),
+    (lambda: TINY.parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
+    (lambda: ODD.parse([[0, 1, 0, 0], [0, 1, 1, 0]]), "row 1: .* level-2 patch"),
     (lambda: NET(torch.zeros(2, 8)), r"tokens must be integers \(n, multiple of 4\)"),
-    (lambda: NET.embed(torch.full((2, 8), 4)), "must lie in 0..3, got 4 to 4"),
-    (lambda: NET(torch.full((2, 8), -1)), "must lie in 0..3, got -1 to -1"),
+    (lambda: NET(torch.full((2, 8), 4)), "must lie in 0..3, got 4 to 4"),
+    (lambda: NET.embed(torch.full((2, 8), -1)), "must lie in 0..3, got -1 to -1"),
     (lambda: Config(C=math.nan), "C must be between 0 and 1e9, got nan"),
-    (lambda: Config(device="meta"), "cannot use device meta"),
     (lambda: Config(device="cuda:99"), "cannot use device cuda:99"),
-    (lambda: train(grammar(), Config(C=1e8)), "samples of level 3 must be an integer"),
-    (lambda: train(grammar(), SMALL, sigmas={2: 0}), "sigma must be .*, got 0"),
-    (lambda: diagnose(NET, grammar(), 2, RNG, 0), "n must be an integer >= 1, got 0"),
+    (lambda: train(TINY, Config(C=1e8)), "samples of level 3 must be an integer"),
+    (lambda: train(TINY, SMALL, sigmas={2: 0}), "sigma must be .*, got 0"),
+    (lambda: diagnose(NET, TINY, 2, RNG, 0), "n must be an integer >= 1, got 0"),
     (lambda: proof_constants(grammar()), "needs a finite kappa and K_rho > 0"),
 ]
 
@@ -1187,31 +994,24 @@ def test_bad_input_is_refused_in_one_sentence(act, says):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "options, says",
-    [
-        ("--V=two", "invalid int value: 'two'"),
-        ("--L=40", "s^L <= 2^31"),
-        ("--C=0", "C must be between 0 and 1e9, got 0.0"),
-        ("--figure=new.txt", "must end in .png, .pdf or .svg"),
-        ("--figure=kept.png/run.png", "kept.png"),
-        ("--figure=folder.png", "Is a directory: 'folder.png'"),
-        ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),  # found out late
-    ],
-)
 def test_the_command_line_refuses_in_one_line_and_touches_no_file(
-    options, says, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
-    """Exit code 2, one line, no traceback."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "kept.png").write_text("a picture")
-    with pytest.raises(SystemExit) as stop:
-        tl.main(["--figure=kept.png", *options.split()])  # of two figures the last
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and says in error and error.count("\n") == 1
-    assert (tmp_path / "kept.png").read_text() == "a picture"
-    assert {path.name for path in tmp_path.iterdir()} == {"folder.png", "kept.png"}
+    for options, says in (
+        ("--V=two", "invalid int value: 'two'"),
+        ("--figure=new.txt", "must end in .png, .pdf or .svg"),
+        ("--figure=folder.png", "Is a directory: 'folder.png'"),
+        ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),  # found out late
+    ):
+        with pytest.raises(SystemExit) as stop:
+            tl.main(["--figure=kept.png", *options.split()])  # of two figures the last
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and says in error and error.count("\n") == 1
+        assert (tmp_path / "kept.png").read_text() == "a picture"
+        assert {path.name for path in tmp_path.iterdir()} == {"folder.png", "kept.png"}
 
 
 def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, monkeypatch, capsys):
@@ -1222,73 +1022,43 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, monkeypatch, cap
     monkeypatch.setattr(np.random, "default_rng", record)
     figure = tmp_path / "new" / "folder" / "run.png"
     tl.main(f"--L=3 --seed=6 --C=1 --M=32 --figure={figure}".split())
-    assert len(set(seeds)) == 7
+    assert len(set(seeds)) == 7 and figure.read_bytes().startswith(b"\x89PNG")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("Assumption 6(b) fails at level 2: K_rho = 0, symbols ")
     assert [line.split()[0] for line in lines[3:6]] == ["3", "2", "1"]
-    assert lines[-1] == f"Picture: {figure}"
-    assert figure.read_bytes().startswith(b"\x89PNG")
-
-
-def python(folder, *arguments):
-    """What a Python that starts in this folder prints."""
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_three_modules_run_in_an_empty_folder(tmp_path):
-    """rhm.py even without torch.  All labels right, the network's parse is the
-    grammar's.  Importing changes no threads, training restores them."""
-    for module in (rhm, model, tl):
-        source = Path(module.__file__)
-        (tmp_path / source.name).write_text(source.read_text())
-    (tmp_path / "torch.py").write_text("raise ImportError")
-    assert "kappa = 1, K_rho = 1" in python(tmp_path, "-W", "error", "rhm.py")
-    (tmp_path / "torch.py").unlink()
+    """All labels right, and the network's parse is the grammar's."""
 
-    run = "train_layerwise.py --V=8 --m=2 --L=3 --seed=1".split()
-    lines = python(tmp_path, *run).splitlines()
-    assert lines[-1].startswith(
-        "100.00% of 10000 fresh sentences right (chance 12.50%)"
-    )
-    read, parsed = (
-        [line.split(name)[1] for line in lines if f"  {name}  " in line]
-        for name in ("network", "grammar")
-    )
-    assert read == parsed and len(read) == 4
-    check = """
-import torch, numpy as np; torch.set_num_threads(2)
-import train_layerwise as tl
-rhm, seen = tl.RHM.random(2, 1, 2, 1, np.random.default_rng(0)), []
-tl.train(rhm, tl.Config(), lambda net, stage: seen.append(torch.get_num_threads()))
-print(seen, torch.get_num_threads())
-"""
-    assert python(tmp_path, "-c", check) == "[1] 2\n"
+    def python(*arguments):
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    for name in ("rhm.py", "model.py", "train_layerwise.py"):
+        (tmp_path / name).write_text(Path(__file__).with_name(name).read_text())
+    done = python("train_layerwise.py", "--V=8", "--m=2", "--L=3", "--seed=1")
+    assert "\n100.00% of 10000 fresh sentences right (chance 12.50%)" in done.stdout
+    read = re.findall("  network  (.*)", done.stdout)
+    assert len(read) == 4 and read == re.findall("  grammar  (.*)", done.stdout)
+    (tmp_path / "torch.py").write_text("raise ImportError")  # rhm.py needs NumPy only
+    assert "kappa = 1, K_rho = 1" in python("-W", "error", "rhm.py").stdout
 
 
-def test_the_readme_names_functions_tests_and_commands_that_exist(monkeypatch):
-    """From paper to code: every name resolves, every numbered test is listed.  Every
-    command of the trainer reaches its run; nothing is trained."""
+def test_training_holds_torch_to_its_threads_and_restores_those_of_the_caller():
+    seen = []
+    with tl.torch_threads(2):
+        train(TINY, SMALL, lambda net, stage: seen.append(torch.get_num_threads()))
+        assert seen == [1, 1, 1] and torch.get_num_threads() == 2
+
+
+def test_the_readme_names_functions_and_tests_that_exist():
+    """In the table from the paper to the code."""
     readme = Path(__file__).with_name("README.md").read_text()
     table = readme.split("## From the paper to the code")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \|$", table, re.MULTILINE)[2:]
-    tests = [name for name in globals() if name.startswith("test_")]
-    words = {word for *_, cell in rows for word in re.findall(r"`(\w+)`", cell)}
-    assert all(any(word in name for name in tests) for word in words)
-    numbered = r"test_(prin|def|eq|constr|assump|lemma|theorem|prop|section|append)"
-    for name in filter(re.compile(numbered).match, tests):
-        assert any(word in name for word in words), name
-    for name in {n for _, cell, _ in rows for n in re.findall(r"`([\w.]+)`", cell)}:
-        home, *rest = name.split(".")
-        found = next(getattr(m, home) for m in (rhm, model, tl) if hasattr(m, home))
-        assert all(hasattr(found, attribute) for attribute in rest), name
-
-    reached = []
-    monkeypatch.setattr(tl, "run", lambda *arguments: reached.append(1) or 1 / 0)
-    commands = re.findall(r"python train_layerwise\.py([^`\n;&]*)", readme)
-    for options in commands:
-        with pytest.raises(ZeroDivisionError):  # instead of a run
-            tl.main(options.replace("--device cuda", "").split())
-    assert len(reached) > 3
+    tests = " ".join(name for name in globals() if name.startswith("test_"))
+    for _, code, test in re.findall(r"^(.*) \| (.*) \| (.*)$", table, re.MULTILINE)[2:]:
+        assert all(word in tests for word in re.findall(r"`(\w+)`", test)), test
+        for home, attribute in re.findall(r"`(\w+)\.?(\w*)`", code):
+            found = next(vars(m)[home] for m in (rhm, model, tl) if home in vars(m))
+            assert not attribute or hasattr(found, attribute), code

@@ -1,8 +1,8 @@
 """Layerwise training of a deep CNN on a random hierarchy model (Section 2.3).
 
-`python train_layerwise.py` draws a grammar, trains the network from sentences and
-labels alone, and compares every level with the exact theory afterwards.  Below: the
-algorithm, what it calls in the order of the calls, measurements, the command line.
+`python train_layerwise.py` trains on sentences and labels alone, and compares every
+level with the exact theory afterwards.  Below: the algorithm, what it calls in the
+order of the calls, measurements, the command line.
 """
 
 import argparse
@@ -42,15 +42,15 @@ def train(rhm, config, report=None, sigmas=None):
     """The training algorithm of Section 2.3; returns (net, stages).
 
     Bottom up, each level learns to predict the *label* from the first patch of fresh
-    sentences, embedded by the levels below.  Of the grammar it uses
-    rhm.sample(n, rng, level) and the sizes V, m, s, L only.  report(net, stage) is
-    called after each stage; sigmas, {level: bandwidth}, replace the learner's choice.
-    A stage has its level, the samples N, their distinct rows, sigma, the T + 1 losses
-    and the closed-form minimum.  ValueError for N > 2^31 or a sigma that is not > 0.
+    sentences, embedded by the levels below.  Of the grammar it uses rhm.sample and the
+    sizes V, m, s, L only.  report(net, stage) is called after each stage; sigmas,
+    {level: bandwidth}, replace the learner's choice.  A stage has its level, N samples,
+    their distinct rows, sigma, T + 1 losses, and the minimum of Eq. (3).
+    ValueError for N > 2^31 or a sigma that is not > 0.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    lambda_W, eta, T = schedule(V, m, config)
+    constants = schedule(V, m, config)  # lambda_W, eta, T
     # 0.5 is not in the paper: one-hots are sqrt 2 apart, so the kernel is <= exp(-4).
     sigmas = {L: 0.5} | (sigmas or {})
     net, stages = DeepCNN(V), []
@@ -62,10 +62,9 @@ def train(rhm, config, report=None, sigmas=None):
             if l not in sigmas:
                 sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
             level = new_level(V, s, sigmas[l], config, feature_rng)
-            losses, least = train_level(level, h.flatten(1), counts, lambda_W, eta, T)
+            stage = SimpleNamespace(level=l, N=N, rows=len(h), sigma=sigmas[l])
+            stage.losses, stage.minimum = train_level(level, h, counts, *constants)
             net.append(level)
-            stage = SimpleNamespace(level=l, N=N, rows=len(leaves), sigma=sigmas[l])
-            stage.losses, stage.minimum = losses, least
             stages.append(stage)
             if report:
                 report(net, stage)
@@ -96,11 +95,10 @@ def draw_first_patches(rhm, N, level, rng, device="cpu", block=2**19):
     Eq. (3) sees the data only through how often each leaf string under the first
     level-`level` patch came with each label.
     Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
-    ValueError for N outside 1..2^31 or a level outside 1..L.
+    ValueError for N outside 1..2^31.
     """
-    level, V = as_integer("level", level, 1, rhm.L), rhm.V
     N = as_integer(f"the number of samples of level {level}", N, 1, 2**31)
-    width = rhm.s ** (rhm.L - level + 1)
+    V, width = rhm.V, rhm.s ** (rhm.L - level + 1)
     leaves = torch.zeros(0, width, dtype=torch.int32, device=device)
     counts = torch.zeros(0, V, dtype=torch.int64, device=device)
     for start in range(0, N, block):
@@ -118,9 +116,9 @@ def choose_sigma(h, counts, factor, rng, pairs=20_000):
 
     Lemma 10 wants sigma in proportion to the smallest distance between embeddings of
     two symbols (Assumption 9), which the learner does not know.  Two random tokens are
-    the same symbol with probability about 1/V, so the 1/V quantile of their distance is
-    about where the distances inside a symbol end and those between two begin: see the
-    histogram in figures/layerwise.png.  sigma is `factor` times that.
+    the same symbol with probability about 1/V.  So distances inside a symbol end, and
+    those between two begin, at about the 1/V quantile: see the histogram in
+    figures/layerwise.png.  sigma is `factor` times that quantile.
     h: embeddings (U, s, V); each row weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
@@ -144,13 +142,13 @@ def new_level(V, s, sigma, config, rng):
 def train_level(level, h, counts, lambda_W, eta, T):
     """Train a level in place: gather the two averages of Eq. (3), then descend.
 
-    h (U, s V): embedded patches; counts (U, V): how often each came with each label.
+    h (U, s, V): embedded patches; counts (U, V): how often each came with each label.
     Returns the T + 1 losses and their minimum, as gradient_descent does.
     """
     frequencies = counts.to(level.W.dtype) / counts.sum()  # (U, V)
     covariance, correlation = 0, 0
     for rows, p in zip(h.split(CHUNK), frequencies.split(CHUNK)):
-        x = level.patch_embedding(rows)  # (u, 2M)
+        x = level.patch_embedding(rows.flatten(1))  # (u, 2M)
         covariance += x.T @ (p.sum(1, keepdim=True) * x)  # E^[x x^T]
         correlation += p.T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
     W, losses, least = gradient_descent(covariance, correlation, lambda_W, eta, T)
@@ -164,9 +162,8 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
     covariance: E^[x x^T], uncentred, (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
     Returns W (V, 2M), the T + 1 losses, and the loss of the closed-form minimiser.
     """
-    # Efficiency only: gradient descent commutes with an orthogonal change of basis.  In
-    # the eigenbasis of E^[x x^T] = Q diag(spectrum) Q^T a step costs V 2M products
-    # instead of V (2M)^2, so we descend on WQ.
+    # Efficiency only: with E^[x x^T] = Q diag(spectrum) Q^T the same steps, done on WQ,
+    # cost V 2M products each instead of V (2M)^2.
     spectrum, Q = torch.linalg.eigh(covariance)
     spectrum = spectrum.clamp(min=0)  # below 0 by rounding only
     target = correlation @ Q
@@ -211,8 +208,7 @@ def distances_to_q(outputs, rhm, level):
 def network_parse(net, rhm, tokens):
     """Sentences (n, d) as the network reads them, in the form of RHM.parse.
 
-    Every token of every level counts as the symbol whose q is nearest to its embedding.
-    Not in the paper.
+    A token counts as the symbol with the q nearest to its embedding; not in the paper.
     """
     tree = [tokens]
     for l in range(rhm.L - 1, -1, -1):
@@ -235,18 +231,15 @@ def diagnose(net, rhm, level, rng, n=10_000):
 
 
 def run(rhm, config):
-    """Train on a grammar and print a row per level as it finishes; not in the paper.
+    """Train, print a row per level and a parse; not in the paper.
 
     Returns (net, stages, diagnoses).
     """
     start, diagnoses = time.perf_counter(), []
-    print(
-        f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, sentences of {rhm.d} tokens, seed "
-        f"{config.seed}; kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}"
-    )
-    for line in rhm.assumption_6_failures():
-        print(line)
-    print("level   samples     rows    sigma      rho   median  largest  nearest")
+    print(f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, seed {config.seed}", end="; ")
+    print(f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
+    header = "level   samples     rows    sigma      rho   median  largest  nearest"
+    print(*rhm.assumption_6_failures(), header, sep="\n")
 
     def report(net, stage):
         l = stage.level
@@ -269,11 +262,9 @@ def run(rhm, config):
         for name, tree in ("network", read), ("grammar", parsed):
             symbols = "".join(f"{nu:<{width}}" for nu in tree[l][0])
             print(f"level {l}  {name}  {symbols[:64].rstrip()}")  # 16 tokens
-    print(
-        f"\n{100 * share:.2f}% of 10000 fresh sentences right (chance "
-        f"{100 / rhm.V:.2f}%), {sum(stage.N for stage in stages)} training sentences, "
-        f"{time.perf_counter() - start:.1f} s"
-    )
+    N, seconds = sum(stage.N for stage in stages), time.perf_counter() - start
+    print(f"\n{100 * share:.2f}% of 10000 fresh sentences right", end=" ")
+    print(f"(chance {100 / rhm.V:.2f}%), {N} training sentences, {seconds:.1f} s")
     return net, stages, diagnoses
 
 
@@ -283,7 +274,6 @@ def run(rhm, config):
 def main(argv=None):
     """The command line; bad input ends it with one line and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="train_layerwise.py",
         description="Train a deep CNN layer by layer on a random hierarchy model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -325,8 +315,8 @@ def main(argv=None):
 def torch_threads(threads):
     """Hold torch to so many threads, then restore the caller's; not in the paper.
 
-    Two threads wait for each other in a busy loop.  When another program holds a core,
-    training took up to a hundred times longer.
+    Two threads wait for each other; beside a busy program that takes up to 100 times
+    longer.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

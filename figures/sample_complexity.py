@@ -121,8 +121,7 @@ def train_one_level(rhm, N, sigma, ridge=0.003, seed=0, device="cpu"):
         leaves, counts = draw_first_patches(rhm, N, 1, data_rng, device)
         h = net.embed(leaves)  # (U, d, V), one-hot
         level = new_level(rhm.V, leaves.shape[1], sigma, config, feature_rng)
-        lambda_W, eta, T = schedule(rhm.V, rhm.m, config)
-        train_level(level, h.flatten(1), counts, lambda_W, eta, T)
+        train_level(level, h, counts, *schedule(rhm.V, rhm.m, config))
     net.append(level)
     return net
 
