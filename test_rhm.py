@@ -1,7 +1,5 @@
 """The paper again, as tests: every test is a claim, named after its place in the paper.
 
-A worked example; Principle 2; Sections 2, 3 and 4 with Appendix A; Theorem 7 run with
-the constants of its own proof; Appendix B; at the end what is no claim of the paper.
 `pytest -k lemma_15` runs what is about Lemma 15.  P is |P_l| = V m.
 
 All seeds are fixed.  A false alarm is the failure of a correct program for another
@@ -14,7 +12,6 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +21,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import model
-import rhm
 import train_layerwise as tl
 from figures.layerwise import compare_patches, plot_layers
 from figures.sample_complexity import sweep, train_one_level
@@ -37,7 +32,6 @@ from train_layerwise import (
     network_parse, predict, schedule, train, train_level,
 )  # fmt: skip
 
-
 torch.set_num_threads(1)  # two threads stall beside a busy program
 
 
@@ -46,13 +40,11 @@ def grammar(V=4, m=2, s=2, L=3, seed=0, uniform=True):
 
 
 TINY = grammar(4, 2, 2, 3, seed=22)  # 512 sentences, P = 8, K_rho = kappa = 1
+KAPPA_4 = grammar(4, 2, 2, 3, seed=10, uniform=False)  # 512 sentences, P = 8
+CHAIN = grammar(16, 3, 2, 4, seed=1)
 USUAL = grammar(16, 4, 2, 4, seed=0)  # of the default run; P = 64, K_rho = kappa = 1
-
-
-@pytest.fixture(scope="session")
-def usual_net():
-    """The network of the default run."""
-    return train(USUAL, Config())[0]
+TOKENS = torch.from_numpy(np.random.default_rng(0).integers(4, size=(200, 18)))
+SMALL, SMALL_GRAMMAR = Config(M=64, C=20.0), grammar(8, 2, 2, 3, seed=1)  # K_rho = 1
 
 
 def derivations(rhm):
@@ -64,6 +56,14 @@ def derivations(rhm):
         tree = [np.repeat(level, len(choices), axis=0) for level in tree]
         tree.append(patches.reshape(len(tree[0]), -1))
     return tree
+
+
+def law_of_label(tree, given):
+    """P[label | given], (n, V): `given` (n, ...) holds columns of all derivations."""
+    _, row = np.unique(given, axis=0, return_inverse=True)
+    joint = np.zeros((row.max() + 1, tree[0].max() + 1))
+    np.add.at(joint, (row.ravel(), tree[0][:, 0]), 1)
+    return (joint / joint.sum(1, keepdims=True))[row.ravel()]
 
 
 def assert_frequencies(counts, p, false_alarm=1e-7):
@@ -78,9 +78,6 @@ def pairwise(a):
     return np.linalg.norm(a[:, None] - a, axis=-1)
 
 
-# ---- A worked example ----------------------------------------------------------------
-
-
 def test_a_worked_example_one_patch_from_its_law_to_the_label():
     """V = 3, m = 2, s = 2, L = 2; follow the patch 0 2 and its synonym 1 1.
 
@@ -93,8 +90,8 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
     Its q.  Two of the four have label 0, two have label 2: q = (1/2, 0, 1/2).  So has
     its synonym 1 1.  Symbol 1 has (1/2, 1/2, 0), symbol 2 has (0, 1/2, 1/2).
     The trained level 2 returns q up to 0.06, for 0 2 and for 1 1: symbol 0 is found.
-    Level 1.  The sentence 0 2 0 0 is now (q of symbol 0, q of symbol 1).  That patch of
-    symbols stands under label 0 only, and level 1 returns (1, 0, 0).
+    Level 1.  The sentence 0 2 0 0 is now (q of symbol 0, q of symbol 1), a patch that
+    stands under label 0 only, and level 1 returns (1, 0, 0).
     """
     top = [[[0, 1], [1, 0]], [[1, 2], [2, 1]], [[2, 2], [0, 0]]]
     rhm = RHM([top, [[[0, 2], [1, 1]], [[0, 0], [2, 1]], [[1, 0], [2, 2]]]])
@@ -103,10 +100,8 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
     assert len(tokens) == 24 and label[begin, 0].tolist() == [0, 0, 2, 2]
     q = np.array([[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
     assert np.array_equal(rhm.label_posterior(2), q)
-    rho = math.sqrt(1 / 2)  # at level 2, and sqrt 2 at level 1
-    assert rhm.signal(2) == pytest.approx(rho) and rhm.kappa == pytest.approx(1)
-    assert rhm.K_rho == pytest.approx(min(math.sqrt(2) * 2**0.5, rho * 2))
-
+    assert rhm.signal(2) == pytest.approx(0.5**0.5)  # = rho, and sqrt 2 at level 1
+    assert rhm.K_rho == pytest.approx(min(2**0.5 * 2**0.5, 0.5**0.5 * 2))
     net, _ = train(rhm, Config(C=1000, bandwidth=0.5))
     first = predict(net[:1], np.array([[0, 2], [1, 1], [0, 0], [2, 2]]))
     assert np.abs(first - q[[0, 0, 1, 2]]).max() < 0.06
@@ -124,7 +119,7 @@ def sum_grammar(*kept, V=8, seed=0):
     """A grammar in which all V^2 pairs are patches (m = V, s = 2); a table per level.
 
     table[a, b] is the symbol that rewrites to (a, b): a + b mod V in the first kept[l]
-    rows, that is nu -> (a, nu - a); the entries of the other rows are shuffled.
+    rows; the entries of the other rows are shuffled.
     """
     rng, rules = np.random.default_rng(seed), []
     for k in kept:
@@ -146,9 +141,8 @@ def exact_sigmas(rhm, factor=1.0):
 
 
 def test_principle_2_i_no_correlation_then_chance():
-    """One symbol of a pair tells nothing about the sum a + b mod V: with this table at
-    all levels q is flat from level 2 on, and the learner is left to guess.  Shuffle the
-    table, every patch keeps a trace of the label, and the same learner learns it."""
+    """One symbol of a pair tells nothing about the sum a + b mod V: with this table q
+    is flat from level 2 on.  With a shuffled table the same learner learns it."""
     parity, shuffled = sum_grammar(8, 8, 8), sum_grammar(0, 0, 0)
     assert [parity.signal(l) for l in (2, 3)] == [0, 0] and shuffled.K_rho > 0
     assert learn(parity, C=20)[1] < 1 / 8 + 0.03
@@ -173,9 +167,8 @@ def test_principle_2_ii_no_clean_signal_then_overfit():
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
     """Rows 0 and 1 of the top table hold every label once: symbols 0 and 1 of level 1
     share a flat q.  The network merges these two and no others, and scores what the
-    best guesser scores who cannot tell 0 from 1.  sigma is that of a whole grammar and
-    the ridge larger than usual: else the level above zooms in on the sampling noise, by
-    which the two differ, and gains some points."""
+    best guesser scores who cannot tell 0 from 1.  (sigma and ridge are large: else the
+    level above zooms in on the sampling noise, by which the two differ.)"""
     twins, whole = sum_grammar(2, 0, 0, seed=3), sum_grammar(0, 0, 0, seed=3)
     assert "symbols 0 and 1 of level 1" in twins.assumption_6_failures()[0]
     sigmas, V = exact_sigmas(whole), 8
@@ -205,23 +198,21 @@ def test_definition_4_random_grammars_are_uniform_and_have_one_parse(V, m, s, L)
     """V symbols a level, m rules each, V m different patches, for both samplers.  So a
     sentence has one derivation, and parse finds it."""
     for uniform in (True, False):
-        rhm = grammar(V, m, s, L, uniform=uniform)
+        rhm = grammar(*np.int16([V, m, s, L]), uniform=uniform)  # these can overflow
         for rules in rhm.rules:
             assert len(np.unique(rules.reshape(V * m, s), axis=0)) == V * m
             if uniform:  # every symbol begins exactly m patches
                 assert (np.bincount(rules[..., 0].ravel(), minlength=V) == m).all()
         tree = rhm.sample_tree(200, np.random.default_rng(1))
-        assert [level.shape for level in tree] == [(200, s**l) for l in range(L + 1)]
         for recovered, drawn in zip(rhm.parse(tree[-1]), tree, strict=True):
             assert np.array_equal(recovered, drawn)
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_definition_3_derivations_follow_the_exact_law(level):
-    """Definition 3: label uniform, each rule with probability 1/m, independently.  And
-    sample_tree(level), which draws the first level-l patch with its ancestors and
-    descendants only, has the law of these columns of whole derivations: all 384 are
-    listed, for the sampler with kappa > 1.  False alarm: below 1e-6."""
+    """Label uniform, each rule with probability 1/m, independently: sample_tree(level)
+    has the law of the same columns of all 384 derivations, which are equally likely,
+    for the sampler with kappa > 1.  False alarm: below 1e-6."""
     rhm, n = grammar(3, 2, 2, 3, uniform=False), 40_000
     tree = rhm.sample_tree(n, np.random.default_rng(2), level)
     columns = [all_[:, : part.shape[1]] for all_, part in zip(derivations(rhm), tree)]
@@ -240,14 +231,10 @@ def network(V, s, M=20, levels=2, seed=0):
     return DeepCNN(V, *(Level(gauss(M, s * V), gauss(V, 2 * M)) for _ in range(levels)))
 
 
-def random_tokens(V, n, width):
-    return torch.from_numpy(np.random.default_rng(0).integers(V, size=(n, width)))
-
-
 def test_equations_1_and_2_the_network_is_a_strided_convolution():
     """One W for all patches: conv1d, kernel = stride = s, from one-hot sentences up."""
     V, s, M = 5, 3, 20
-    net, tokens = network(V, s, M), random_tokens(V, 7, 18)
+    net, tokens = network(V, s, M), TOKENS[:7]
     h = F.one_hot(tokens, V).double().transpose(1, 2)  # (n, V, width)
     for level in net:
         weights = level.omega.view(M, s, V).transpose(1, 2)  # out, in, place
@@ -259,13 +246,15 @@ def test_equations_1_and_2_the_network_is_a_strided_convolution():
 
 
 def test_section_2_2_embed_is_forward_and_can_be_trained_end_to_end():
-    """embed computes equal patches once and gives the same numbers, after 0 to 3 levels
-    and for no sentence at all; forward has gradients."""
-    tokens, net = random_tokens(4, 40, 8), network(4, 2, levels=3)
+    """The same numbers after 0 to 3 levels, for no sentence, and by load_state_dict."""
+    tokens, net = TOKENS[:40, :8], network(4, 2, levels=3)
     for k, width in enumerate((8, 4, 2, 1)):
         assert net[:k].embed(tokens[:0]).shape == (0, width, 4)
         plain = net[:k](tokens).view(40, width, 4)  # (40, 4) for the whole network
         assert torch.allclose(net[:k].embed(tokens), plain, atol=1e-12)
+    other = network(4, 2, levels=3, seed=1)
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(tokens), net(tokens))
     net(tokens).square().sum().backward()
     assert all(level.W.grad.abs().sum() > 0 for level in net)
 
@@ -277,9 +266,9 @@ def kernel(a, b):
 
 
 def test_equation_6_and_lemma_12_features_approximate_the_gaussian_kernel():
-    """<Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2)), and so ||Phi|| = 1.
-    Lemma 12: the largest gap over points of the unit ball has slope -1/2 in M.  The
-    tolerance is six standard deviations of the fitted slope: false alarm < 1e-8."""
+    """<Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2)).  Lemma 12: the largest
+    gap over points of the unit ball has slope -1/2 in M.  The tolerance is six standard
+    deviations of the fitted slope: false alarm < 1e-8."""
     rng, sigma, widths = np.random.default_rng(0), 0.5, [16, 64, 256, 1024]
     h = torch.tensor(rng.standard_normal((20, 8)))
     h /= h.norm(dim=1, keepdim=True)
@@ -302,8 +291,8 @@ def some_patches(rows=40, p=6, V=3, M=16):
 
 
 def test_equation_3_gradient_descent_follows_autograd():
-    """30 hand-written steps = 30 steps of torch.optim.SGD on the loss as printed, a
-    term per sample: Eq. (3) sees the samples only through the counts of equal rows."""
+    """30 steps = 30 steps of torch.optim.SGD on the loss as printed, a term per sample:
+    Eq. (3) sees the samples only through the counts of equal rows."""
     h, counts, level = some_patches()
     losses, _ = train_level(level, h, counts, 0.05, 1.5, 30)
     rows, labels = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0).T
@@ -319,44 +308,21 @@ def test_equation_3_gradient_descent_follows_autograd():
     assert torch.allclose(W, level.W, atol=1e-12)
 
 
-def test_equation_3_gradient_descent_reaches_the_closed_form():
-    """W_* = E^[e x^T] (E^[x x^T] + lambda_W I)^-1, in float64 up to 1e-12: with
-    lambda_W = 0.05 and 2000 steps the slowest direction shrinks by 1.1^-2000."""
-    h, counts, level = some_patches()
-    losses, minimum = train_level(level, h, counts, 0.05, 2 / 1.1, 2000)
-    x, n = level.patch_embedding(h), counts.double() / counts.sum()
-    covariance = (x.T * n.sum(1)) @ x + 0.05 * torch.eye(32).double()
-    W_star = n.T @ x @ torch.linalg.inv(covariance)
-    assert torch.allclose(level.W, W_star, rtol=0, atol=1e-12)
-    assert losses[-1] == pytest.approx(minimum, abs=1e-14)
-    # An eigenvalue below zero, as rounding gives it, and a ridge that does not make up:
-    covariance = torch.diag(torch.tensor([1, -1e-7]).double())
-    correlation = torch.tensor([[1, 1e-8]]).double()
-    _, losses, minimum = gradient_descent(covariance, correlation, 1e-9, 1.0, 50)
-    assert minimum < losses.min()
-
-
 class Sealed:
     """All that a learner may see of a grammar; notes what it has drawn."""
 
-    def __init__(self, rhm, shuffle=None):
+    def __init__(self, rhm):
         self.V, self.m, self.s, self.L = rhm.V, rhm.m, rhm.s, rhm.L
-        self._rhm, self.shuffle, self.drawn = rhm, shuffle, []
+        self._rhm, self.drawn = rhm, []
 
     def sample(self, n, rng, level=1):
         tokens, labels = self._rhm.sample(n, rng, level)
-        labels = self.shuffle.permutation(labels) if self.shuffle else labels
         self.drawn.append((level, tokens, labels))
         return tokens, labels
 
 
-SMALL, SMALL_GRAMMAR = Config(M=64, C=20.0), grammar(8, 2, 2, 3, seed=1)  # K_rho = 1
-
-
 def test_section_2_3_the_learner_needs_only_samples_and_sizes():
-    """Stages l = L..1, each with N^(l) = C P m^l fresh first patches.  With shuffled
-    labels the same learner is left with the 12.5% of a guess; their standard deviation
-    is 2.5% over other shuffles, for it treats whole groups of sentences alike."""
+    """Stages l = L..1, each with N^(l) = C P m^l fresh first patches."""
     sealed = Sealed(SMALL_GRAMMAR)
     net, stages = train(sealed, SMALL)
     drawn = [(level, len(tokens)) for level, tokens, _ in sealed.drawn]
@@ -366,40 +332,43 @@ def test_section_2_3_the_learner_needs_only_samples_and_sizes():
     assert not np.array_equal(first[0], first[1])  # fresh, not the same again
     assert stages[0].rows == 16  # all there is: V m patches
     assert accuracy(net, SMALL_GRAMMAR, 2000, np.random.default_rng(9)) == 1
-    net, _ = train(Sealed(SMALL_GRAMMAR, np.random.default_rng(5)), SMALL)
-    assert accuracy(net, SMALL_GRAMMAR, 2000, np.random.default_rng(9)) < 1 / 8 + 0.18
 
 
-def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place(usual_net):
-    """Section 2.3's first remark: the rules are the same at every place, so the first
-    patch is enough.  The default network recovers all latent symbols of whole sentences
-    (2000 of them), and its median error is the same at every place."""
+def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place():
+    """The rules are the same at every place.  The default network recovers all latent
+    symbols of 2000 sentences, and its median error is the same at every place."""
     tree = USUAL.sample_tree(2000, np.random.default_rng(1))
-    read = network_parse(usual_net, USUAL, tree[-1])
+    net, _ = train(USUAL, Config())
+    read = network_parse(net, USUAL, tree[-1])
     for l in range(USUAL.L):
         assert (read[l] == tree[l]).mean(0).min() >= 0.97  # 0.9955 in 20 other runs
-        h = predict(usual_net[: USUAL.L - l], tree[-1]).reshape(*tree[l].shape, 16)
+        h = predict(net[: USUAL.L - l], tree[-1]).reshape(*tree[l].shape, 16)
         errors = np.linalg.norm(h - USUAL.label_posterior(l + 1)[tree[l]], axis=2)
         medians = np.median(errors, axis=0)  # by place
         assert medians == pytest.approx(medians.mean(), rel=0.07)
 
 
 def test_section_2_3_a_seed_gives_the_same_weights_bit_for_bit():
-    """Also when one looks on; another seed moves all of them."""
-    look = lambda net, stage: diagnose(net, SMALL_GRAMMAR, stage.level, RNG)
-    settings = (SMALL, None), (SMALL, look), (replace(SMALL, seed=1), None)
-    nets = [train(SMALL_GRAMMAR, *pair)[0].state_dict() for pair in settings]
+    """Also when one looks on; and training restores the threads of its caller."""
+    threads = []
+
+    def look(net, stage):
+        diagnose(net, SMALL_GRAMMAR, stage.level, RNG)
+        threads.append(torch.get_num_threads())
+
+    settings = (SMALL, None), (SMALL, look), (Config(M=64, C=20.0, seed=1), None)
+    with tl.torch_threads(2):
+        nets = [train(SMALL_GRAMMAR, *pair)[0].state_dict() for pair in settings]
+        assert threads == [1, 1, 1] and torch.get_num_threads() == 2
     assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
     assert not any(torch.equal(nets[0][key], nets[2][key]) for key in nets[0])
 
 
 def oracle(rhm, target, M=4096):
-    """The network whose level l has W = sum of target(l) x_mu^T over all patches."""
+    """W = sum of target(l) x_mu^T over all patches at each level; Lemma 10's sigma."""
     rng, net, tokens = np.random.default_rng(0), DeepCNN(rhm.V), torch.eye(rhm.V)
     for l in range(rhm.L, 0, -1):
-        sigma = torch.pdist(tokens).min() / math.sqrt(
-            2 * math.log(2 / 0.01)
-        )  # Lemma 10
+        sigma = torch.pdist(tokens).min() / math.sqrt(2 * math.log(2 / 0.01))
         omega = torch.tensor(rng.standard_normal((M, rhm.s * rhm.V))) / sigma
         h = tokens[torch.tensor(rhm.rules[l - 1])].flatten(-2)  # (V, m, s V)
         x, tokens = random_fourier_features(h, omega), torch.tensor(target(l))
@@ -408,11 +377,9 @@ def oracle(rhm, target, M=4096):
 
 
 def test_constructions_1_2_and_3_oracle_weights_return_their_targets():
-    """Section 3, in all 512 sentences.  1, with latents: W = sum e_parent x_mu^T, and
-    each level outputs the one-hot of the parent.  2, without: W = sum q_mu x_mu^T
-    outputs q_mu, equal for synonyms, else rho > 0 apart.  3: random features take the
-    place of orthogonal x_mu.  Their overlaps of order M^(-1/2) leave errors of 0.07 +-
-    0.02 over 200 seeds; a label bears 0.7."""
+    """1: W = sum e_parent x_mu^T outputs e_parent.  2, without latents: W = sum q_mu
+    x_mu^T outputs q_mu.  3: random features take the place of orthogonal x_mu; their
+    overlaps leave errors of 0.07 +- 0.02 over 200 seeds, a label bears 0.7."""
     tree = derivations(TINY)
     for target in (lambda l: np.eye(TINY.V)), TINY.label_posterior:
         net = oracle(TINY, target)
@@ -432,16 +399,14 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
         rhm = grammar(3, 2, 2, 3, seed, uniform)
         tree, kappa, K_rho = derivations(rhm), 0, math.inf
         for level in (1, 2, 3):
-            label, parent = tree[0][:, 0], tree[level - 1][:, 0]
-            patches = np.column_stack([parent, tree[level][:, :2]])
-            found, mu = np.unique(patches, axis=0, return_inverse=True)
-            counts = np.zeros((len(found), 3))
-            np.add.at(counts, (mu.ravel(), label), 1)
-            p, q = counts.sum(1) / len(label), counts / counts.sum(1, keepdims=True)
-            assert rhm.label_posterior(level)[found[:, 0]] == pytest.approx(q)
-            kappa = max(kappa, 1 / (p.min() * 6) if len(p) == 6 else math.inf)
-            two_symbols = found[:, 0][:, None] != found[:, 0]  # no synonyms
-            rho = pairwise(q)[two_symbols].min(initial=math.inf)
+            parent, patch = tree[level - 1][:, 0], tree[level][:, :2]
+            q = rhm.label_posterior(level)
+            assert q[parent] == pytest.approx(law_of_label(tree, patch))
+            _, counts = np.unique(patch, axis=0, return_counts=True)
+            rarest = counts.min() / len(patch) if len(counts) == 6 else 0
+            kappa = max(kappa, 1 / (6 * rarest) if rarest else math.inf)
+            apart = pairwise(q[np.unique(parent)])
+            rho = apart[~np.eye(len(apart), dtype=bool)].min(initial=math.inf)
             assert rhm.signal(level) == pytest.approx(rho, abs=1e-12)
             K_rho = min(K_rho, rho * 2 ** (level / 2))
         assert rhm.K_rho == pytest.approx(K_rho, abs=1e-12)
@@ -451,8 +416,7 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
 
 def test_assumption_6_failures_name_the_level_and_the_symbols():
     """(b) by two symbols of equal posterior, (a) by a symbol that is never first.  One
-    flat posterior alone breaks nothing: the assumption is about pairs.  A distance that
-    is 0 on paper and 3e-17 by rounding is 0."""
+    flat posterior alone breaks nothing.  A distance of 3e-17 by rounding is 0."""
     # Each symbol is first in one rule of 0 and in one rule of 1: T_1 is flat.
     [line] = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2).assumption_6_failures()
     assert "6(b) fails at level 2: K_rho = 0, symbols 0 and 1 of level 1" in line
@@ -462,36 +426,26 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
     assert never.kappa == never.signal(2) == math.inf
     flat = grammar(4, 4, 2, 2)
     assert (flat.label_posterior(2) == 0.25).all(1).any()
-    assert flat.K_rho == pytest.approx(1.41, abs=0.01)
-    assert flat.assumption_6_failures() == []
+    assert flat.K_rho == pytest.approx(2**0.5) and not flat.assumption_6_failures()
     apart = pairwise(grammar(5, 5, 2, 4).label_posterior(4))
     assert 0 < apart[apart > 0].min() < 1e-16 and grammar(5, 5, 2, 4).signal(4) == 0
 
 
 def test_equation_8_features_and_label_are_independent_given_the_patch():
-    """Eq. (8): given the first patch mu, its leaves and the label are independent: over
-    all derivations P[label | leaves, mu] = q_mu.  So E[e x^T] is the sum of p_mu q_mu
-    E[x_mu]^T: of the label only q reaches the level.  The leaves of the patch beside it
-    are not independent of the label."""
+    """P[label | leaves under the first patch mu] = q_mu over all derivations, so that
+    E[e x^T] = sum p_mu q_mu E[x_mu]^T.  The patch beside it would change the law."""
     tree = derivations(TINY)
-
-    def independent(level, leaves):
-        _, row = np.unique(leaves, axis=0, return_inverse=True)
-        joint = np.zeros((row.max() + 1, TINY.V))
-        np.add.at(joint, (row.ravel(), tree[0][:, 0]), 1)
-        law = (joint / joint.sum(1, keepdims=True))[row.ravel()]
-        return np.allclose(law, TINY.label_posterior(level)[tree[level - 1][:, 0]])
-
     for level in (1, 2, 3):
-        width = TINY.s ** (4 - level)
-        assert independent(level, tree[3][:, :width])  # the leaves determine mu
-        assert level == 1 or not independent(level, tree[3][:, : 2 * width])
+        q = TINY.label_posterior(level)[tree[level - 1][:, 0]]
+        width = TINY.s ** (4 - level)  # of the leaves, which determine mu
+        assert np.allclose(law_of_label(tree, tree[3][:, :width]), q)
+        beside = law_of_label(tree, tree[3][:, : 2 * width])
+        assert level == 1 or not np.allclose(beside, q)
 
 
 def test_assumption_9_choose_sigma_is_a_quantile_over_samples_and_all_places():
-    """Our rule, not the paper's: a row counts as often as it was drawn, at each of its
-    s places, and of all pairs of different tokens, so weighed, 1/V are nearer than
-    sigma.  With 20,000 pairs that share has a standard deviation of 0.003."""
+    """Our rule, not the paper's: of all pairs of different tokens, weighed by counts,
+    1/V are nearer than sigma, +- 0.003 with 20,000 pairs."""
     V, s, rng = 4, 3, np.random.default_rng(0)
     spread = np.linspace(0.2, 2, 60)[:, None, None] * [[[1.0], [2.0], [3.0]]]
     h = torch.tensor(rng.standard_normal((60, s, V)) * spread)
@@ -528,18 +482,10 @@ def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
         assert torch.cat(W).abs().flatten().tolist() == [0, 1, 0, 1, 0, 1]
 
 
-def test_lemma_17_sets_the_number_of_steps():
-    """T = P log(100 P kappa V^(1/2) / eps_*), and at least one."""
-    T = schedule(16, 4, Config(kappa=3.0, eps=0.02))[2]
-    assert T == math.ceil(64 * math.log(100 * 64 * 3 * 4 / 0.02))
-    assert schedule(16, 4, Config(eps=1e8))[2] == 1  # with W = 0 Eq. (2) is 0 / 0
-
-
 def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
-    """Lemma 18, u = kappa P log(4P/delta) / N: p^ = p (1 +- (c u)^(1/2)), c = 2 below,
-    3 above; ||q^ - q|| <= (8 u)^(1/2), where most patches miss the printed bound.
-    ||q^ - q||^2 is P (1 - ||q||^2) / N on average, here within 6%, seven standard
-    deviations.  False alarm: 4e-7, that is 40 delta with delta = 1e-8."""
+    """u = kappa P log(4P/delta) / N: p^ = p (1 +- (c u)^(1/2)), c = 2 below, 3 above;
+    ||q^ - q|| <= (8 u)^(1/2), P (1 - ||q||^2) / N in mean square, and most patches miss
+    the printed bound.  False alarm: 4e-7, that is 40 delta with delta = 1e-8."""
     P, N, L, rng = 64, 20_000, USUAL.L, np.random.default_rng(1)
     u = P * math.log(4 * P / 1e-8) / N
     ratios, missed = [], []
@@ -549,22 +495,17 @@ def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
         q, n = USUAL.label_posterior(L)[parent], counts.sum(1).numpy()
         error = np.linalg.norm(counts.numpy() / n[:, None] - q, axis=1)
         assert len(n) == P and n.sum() == N and error.max() <= math.sqrt(8 * u)
-        assert -math.sqrt(2 * u) <= (n / N * P - 1).min()
-        assert (n / N * P - 1).max() <= math.sqrt(3 * u)
+        c = (n / N * P - 1) / math.sqrt(u)
+        assert -math.sqrt(2) <= c.min() and c.max() <= math.sqrt(3)
         missed.append(error > math.sqrt(2 * u / P))
         ratios.append(error**2 / (P * (1 - (q**2).sum(1)) / N))
     assert np.mean(missed) > 0.5 and abs(np.mean(ratios) - 1) < 0.06
 
 
-CHAIN = grammar(16, 3, 2, 4, seed=1)
-
-
 def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise():
-    """N^(l) = C P m^l samples leave q^ an error of (P / N)^(1/2), which is
-    (C m^l)^(-1/2).  Measured: from bottom to top the median error of the outputs is
-    about that, so nothing piles up; four times the samples halve the error at every
-    level on average, and the largest is then below the signal.  sigma is in units of
-    the exact rho~ (the learner's own choice shrinks with the noise)."""
+    """N^(l) = C P m^l samples leave q^ an error of (P / N)^(1/2) = (C m^l)^(-1/2).
+    Measured with exact sigma: the median error of the outputs is about that at all
+    levels; four times the samples halve it, and the largest is then below rho."""
     medians = []
     for C in (10, 40):
         net, _ = train(CHAIN, Config(C=C), sigmas=exact_sigmas(CHAIN))
@@ -578,11 +519,10 @@ def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(
 
 
 def test_section_4_2_an_input_error_does_not_grow_against_the_signal():
-    """A level feels an input error eps as eps / sigma (Lemma 10).  Let its gain be the
-    move of its outputs over rho^(l), per move of its inputs over rho^(l+1), for random
-    pushes of a trained network: the median of 1000 patches.  Measured with sigma =
-    rho^(l+1): about 1 or less, and under 1/2 over all levels.  With sigma ten times
-    smaller, every level magnifies more than fivefold."""
+    """A level feels an input error eps as eps / sigma (Lemma 10).  Its gain is the move
+    of its outputs over rho^(l), per move of its inputs over rho^(l+1), here for random
+    pushes of 1000 patches.  With sigma = rho^(l+1) it is about 1 or less, and under 1/2
+    over all levels; with a tenth of that every level magnifies more than fivefold."""
     gains = {1: [], 0.1: []}
     for factor in gains:
         net, _ = train(CHAIN, Config(), sigmas=exact_sigmas(CHAIN, factor))
@@ -608,9 +548,8 @@ def test_section_4_2_an_input_error_does_not_grow_against_the_signal():
 def descend(K, p, joint, lambda_W, eta, T):
     """Gradient descent of Section 2.3 by inner products only (the dual form, Eq. (11)).
 
-    From W = 0 it stays in the span of the rows x_u: W = A X, and a step on Eq. (3) is a
-    step on A (V, U).  K (U, U): the inner products <x_u, x_v>; p (U,): frequencies of
-    the rows; joint (V, U): of labels and rows.
+    From W = 0 it stays in the span of the rows x_u: W = A X, A (V, U).  K (U, U): the
+    inner products <x_u, x_v>; p (U,): frequencies of rows; joint (V, U): with labels.
     """
     A = torch.zeros_like(joint)
     for _ in range(T):
@@ -618,26 +557,36 @@ def descend(K, p, joint, lambda_W, eta, T):
     return A
 
 
-def test_equation_11_inner_products_are_enough_for_gradient_descent():
-    """descend and train_level are one algorithm, here for random features."""
-    h, counts, level = some_patches()
-    train_level(level, h, counts, 0.05, 1.5, 30)
-    x, n = level.patch_embedding(h), counts.double() / counts.sum()
-    A = descend(x @ x.T, n.sum(1), n.T, 0.05, 1.5, 30)
-    assert torch.allclose(A @ x, level.W, atol=1e-12)
-
-
 def minimiser(K, p, joint, lambda_W):
     """A_* of the closed form W_* = A_* X, to which descend converges."""
     return joint @ torch.linalg.inv(K * p + lambda_W * torch.eye(len(p)))
 
 
+def test_equation_3_and_equation_11_gradient_descent_reaches_the_closed_form():
+    """W_* = E^[e x^T] (E^[x x^T] + lambda_W I)^-1 = A_* X, up to 1.1^-2000 after 2000
+    steps; inner products are enough for each step, here 30."""
+    h, counts, level = some_patches()
+    x, n = level.patch_embedding(h), counts.double() / counts.sum()
+    dual = x @ x.T, n.sum(1), n.T, 0.05
+    train_level(level, h, counts, 0.05, 2 / 1.1, 30)
+    assert torch.allclose(descend(*dual, 2 / 1.1, 30) @ x, level.W, atol=1e-12)
+    losses, minimum = train_level(level, h, counts, 0.05, 2 / 1.1, 2000)
+    covariance = (x.T * n.sum(1)) @ x + 0.05 * torch.eye(32).double()
+    assert torch.allclose(level.W, n.T @ x @ torch.linalg.inv(covariance), atol=1e-12)
+    assert torch.allclose(level.W, minimiser(*dual) @ x, atol=1e-12)
+    assert losses[-1] == pytest.approx(minimum, abs=1e-14)
+    # An eigenvalue below zero, as rounding gives it, and a ridge that does not make up:
+    covariance = torch.diag(torch.tensor([1, -1e-7]).double())
+    correlation = torch.tensor([[1, 1e-8]]).double()
+    _, losses, minimum = gradient_descent(covariance, correlation, 1e-9, 1.0, 50)
+    assert minimum < losses.min()
+
+
 def equation_9(K, p, joint, patch, lambda_W):
     """Lemma 14 at eps_O = 0, row by row: alpha_mu, p^_mu (U,) and q^_mu (V, U).
 
-    Different patches do not see each other: K is masked.  W_* x = alpha_mu p^_mu q^_mu
-    for labels independent of the representation; q^ sums to 1, so alpha_mu p^_mu is
-    what the same W_* makes of a label that is always 1.
+    Different patches do not see each other: K is masked.  W_* x = alpha_mu p^_mu q^_mu,
+    and q^ sums to 1, so alpha_mu p^_mu is what W_* makes of a label that is always 1.
     """
     same = (patch[:, None] == patch).double()
     p_hat = same @ p
@@ -648,8 +597,8 @@ def equation_9(K, p, joint, patch, lambda_W):
 def literal_run(rhm, samples=1, push=0):
     """All stages of Section 2.3 with proof_constants(rhm), in float64, M = infinity.
 
-    samples: a factor of N; push: an error of the inputs of levels above the bottom, in
-    units of rho.  Returns the stages, from L to 1, with what the lemmas speak of.
+    samples: a factor of N; push: an error of the inputs above the bottom, in units of
+    rho.  Returns the stages, from L to 1, with what the lemmas speak of.
     """
     rng, tree, stages = np.random.default_rng(0), derivations(rhm), []
     n, V, s, L = len(tree[0]), rhm.V, rhm.s, rhm.L
@@ -671,15 +620,11 @@ def literal_run(rhm, samples=1, push=0):
         patch = torch.tensor(tree[l][:, :s] @ [V, 1])  # the number of the first one
         stage = SimpleNamespace(c=c, h=h, tokens=tree[l], K=K, p=p, joint=joint, A=A)
         stage.patch, stage.errors = patch, (outputs - q).norm(dim=2)
-        stage.A_star = minimiser(K, p, joint, c.lambda_W)
-        nine = equation_9(K, p, joint, patch, c.lambda_W)
-        stage.alpha, stage.p_hat, stage.q_hat = nine
+        alpha_p_q = equation_9(K, p, joint, patch, c.lambda_W)
+        stage.alpha, stage.p_hat, stage.q_hat = alpha_p_q
         stages.append(stage)
         h = outputs
     return stages
-
-
-KAPPA_4 = grammar(4, 2, 2, 3, seed=10, uniform=False)
 
 
 @pytest.fixture(scope="module", params=[TINY, KAPPA_4], ids=["kappa=1", "kappa=4"])
@@ -692,14 +637,6 @@ def overlap_and_spread(K, patch):
     """The eps_O and eps_S of Lemma 10 of rows with inner products K."""
     same = patch[:, None] == patch
     return K[~same].max(), (2 - 2 * K[same]).clamp(min=0).sqrt().max()
-
-
-def test_theorem_7_run_literally_learns_every_sentence(literal):
-    """All 512 outputs are within eps = 0.01 of their e_zeta.  False alarm: 3e-6, that
-    is delta for each of three stages."""
-    rhm, (*_, top) = literal
-    assert rhm.kappa == pytest.approx(4 if rhm is KAPPA_4 else 1)
-    assert top.errors.shape == (512, 1) and top.errors.max() <= top.c.eps == 0.01
 
 
 def test_theorem_7_assumption_9_holds_at_every_level(literal):
@@ -722,50 +659,44 @@ def test_theorem_7_lemma_10_patches_apart_and_representations_together(literal):
         assert overlap <= stage.c.eps_O and spread <= stage.c.eps_S
         printed, _ = overlap_and_spread(stage.K**0.25, stage.patch)
         assert printed > 100 * stage.c.eps_O
-    bottom = literal[1][0]
-    printed, spread = overlap_and_spread(bottom.K**0.25, bottom.patch)
-    assert printed == pytest.approx((bottom.c.eps_O / 2) ** 0.25, rel=0.01)
-    assert spread == 0
+        if stage is literal[1][0]:
+            assert printed == pytest.approx((stage.c.eps_O / 2) ** 0.25, rel=0.01)
+            assert spread == 0
 
 
 def test_theorem_7_lemma_14_the_minimiser_is_equation_9(literal):
-    """W_* x = alpha_mu p^_mu q^_mu up to 6 P^2 eps_O."""
-    for stage in literal[1]:
-        rest = stage.A_star @ stage.K - stage.alpha * stage.p_hat * stage.q_hat
-        assert rest.norm(dim=0).max() <= 6 * 8**2 * stage.c.eps_O
+    """W_* x = alpha_mu p^_mu q^_mu up to 6 P^2 eps_O.  README, slip 4: exactly so where
+    labels and representations are independent in the sample; drawn, a term of order
+    eps_S^2 (kappa P/N)^(1/2) stays, 0.5 to 0.9 +- 0.2 times that over 15 seeds.  It is
+    seen with few samples and inputs off by rho / 50."""
 
-
-def test_theorem_7_lemma_14_is_exact_for_independent_labels_only():
-    """README, slip 4: Eq. (8) with hats is exact where labels and representations are
-    independent in the sample.  Drawn, they are not quite: a term of order
-    eps_S^2 (P/N)^(1/2) stays, 0.54 +- 0.17 times that over 20 seeds.  Seen with few
-    samples and inputs off by rho / 50."""
-    stage, rests = literal_run(TINY, samples=1e-6, push=0.02)[1], []
-    overlap, spread = overlap_and_spread(stage.K, stage.patch)
-    for joint in (stage.q_hat * stage.p, stage.joint):
+    def rest(stage, joint):
         A_star = minimiser(stage.K, stage.p, joint, stage.c.lambda_W)
         rest = A_star @ stage.K - stage.alpha * stage.p_hat * stage.q_hat
-        rests.append(rest.norm(dim=0).max())
-    term = spread**2 * math.sqrt(8 / (1e-6 * stage.c.N))
-    assert rests[0] <= 6 * 8**2 * overlap < rests[1] <= 2 * term
+        return rest.norm(dim=0).max()
+
+    for stage in literal[1]:
+        assert rest(stage, stage.joint) <= 6 * 8**2 * stage.c.eps_O
+    stage = literal_run(literal[0], samples=1e-6, push=0.02)[1]
+    overlap, spread = overlap_and_spread(stage.K, stage.patch)
+    term = spread**2 * math.sqrt(stage.c.kappa * 8 / (1e-6 * stage.c.N))
+    assert rest(stage, stage.q_hat * stage.p) <= 6 * 8**2 * overlap
+    assert 6 * 8**2 * overlap < rest(stage, stage.joint) <= 2.5 * term
 
 
 def test_theorem_7_lemma_15_gradient_descent_has_converged(literal):
     """||W_T - W_*|| <= exp(-T/P) ||W_*|| and ||W_*|| <= P; ||A X||^2 = tr A K A^T."""
     for stage in literal[1]:
-        rest, A_star = stage.A - stage.A_star, stage.A_star
-        rest, W_star = (
-            ((rest @ stage.K) * rest).sum(),
-            ((A_star @ stage.K) * A_star).sum(),
-        )
+        square = lambda A, K=stage.K: ((A @ K) * A).sum()
+        A_star = minimiser(stage.K, stage.p, stage.joint, stage.c.lambda_W)
+        rest, W_star = square(stage.A - A_star), square(A_star)
         assert rest <= math.exp(-2 * stage.c.T / 8) * W_star and W_star <= 8**2
 
 
 def test_theorem_7_lemma_16_the_posterior_gets_enough_weight(literal):
     """alpha_mu >= 1 / (4 (p^_mu + lambda_W)), since eps_S <= lambda_W / 4.  Measured, 4
-    is nearly 1: alpha_mu (p^_mu + lambda_W) is 1 less at most eps_S^2.  That slack
-    saves Lemma 17's p^ alpha >= 1 / (5 kappa) (README, slip 5).  With a sigma so small
-    that representations of one patch are orthogonal, the bound fails."""
+    is 1 up to eps_S^2, which saves Lemma 17's p^ alpha >= 1 / (5 kappa) (README, slip
+    5).  If the representations of one patch are orthogonal, the bound fails."""
     for stage in literal[1]:
         c, weight = stage.c, stage.alpha * (stage.p_hat + stage.c.lambda_W)
         assert c.eps_S <= c.lambda_W / 4 and 1 / 4 <= 1 - c.eps_S**2 <= weight.min()
@@ -777,10 +708,16 @@ def test_theorem_7_lemma_16_the_posterior_gets_enough_weight(literal):
 
 
 def test_theorem_7_lemma_17_every_output_is_within_eps(literal):
-    """||normalised output - q_mu|| <= eps_*, at every place of every sentence and every
-    level.  A millionth of the samples is too few."""
-    assert all(stage.errors.max() <= stage.c.eps for stage in literal[1])
-    few = literal_run(literal[0], samples=1e-6)[0]
+    """T = P log(100 P kappa V^(1/2) / eps_*) steps; ||output - q_mu|| <= eps_* at every
+    place and level: all 512 sentences end within 0.01 of e_zeta.  A millionth of the
+    samples is too few.  False alarm: delta = 1e-6 for each stage."""
+    rhm, stages = literal
+    for stage in stages:
+        c = stage.c
+        assert c.T == math.ceil(8 * math.log(100 * 8 * c.kappa * 2 / c.eps))
+        assert stage.errors.max() <= c.eps and len(stage.errors) == 512
+    assert c.eps == 0.01 and c.kappa == pytest.approx(4 if rhm is KAPPA_4 else 1)
+    few = literal_run(rhm, samples=1e-6)[0]
     assert few.errors.max() > few.c.eps
 
 
@@ -795,9 +732,8 @@ def test_theorem_7_lemma_11_errors_of_the_order_of_rho_break_the_level_above(lit
 
 @pytest.mark.parametrize("V, m, s, L", [(16, 4, 2, 4), (32, 2, 2, 4), (8, 4, 3, 3)])
 def test_theorem_7_layerwise_training_learns_the_grammar(V, m, s, L):
-    """With K_rho > 0 the output is e_zeta + o(1).  Default settings, 2000 fresh
-    sentences: 99.9% of the labels right (100% for 140 other seeds), a median distance
-    to e_zeta below 0.3, and 95% below sqrt(1/2), half way to another label."""
+    """Default settings, K_rho > 0: 99.9% of 2000 labels right (100% for 140 other
+    seeds), a median distance to e_zeta below 0.3, and 95% within sqrt(1/2)."""
     rhm = grammar(V, m, s, L)
     tokens, labels = rhm.sample(2000, np.random.default_rng(1))
     outputs = predict(train(rhm, Config())[0], tokens)
@@ -811,9 +747,9 @@ def test_theorem_7_layerwise_training_learns_the_grammar(V, m, s, L):
 
 @pytest.mark.parametrize("uniform", [True, False])
 def test_appendix_B_the_samplers_differ_and_every_patch_is_equally_likely(uniform):
-    """Appendix B: m random tails for each head; Cagnetta et al.: any V m patches.  Over
-    20,000 grammars with V = 3, m = s = 2, each of 9 patches is a rule of symbol 0 with
-    probability m / V^s.  False alarm: below 1e-6."""
+    """Over 20,000 grammars with V = 3, m = s = 2, each of 9 patches is a rule of symbol
+    0 with probability m / V^s.  Appendix B: m random tails for each head; Cagnetta et
+    al.: any V m patches.  False alarm: below 1e-6."""
     rng, drawn = np.random.default_rng(0), np.zeros((20_000, 3, 3))
     rules = np.array([RHM.random(3, 2, 2, 1, rng, uniform).rules[0] for _ in drawn])
     assert_frequencies(np.bincount((rules[:, 0] @ [3, 1]).ravel()), np.full(9, 1 / 9))
@@ -825,10 +761,9 @@ def test_appendix_B_the_samplers_differ_and_every_patch_is_equally_likely(unifor
 
 
 def test_proposition_19_fails_only_where_there_is_no_signal():
-    """Proposition 19: rho^(l) >= (20 m)^(-(l-1)/2) with high probability.  At V = 16,
-    m = 4 it fails for 4.4% of grammars, all with K_rho = 0, since q has multiples of
-    m^-(l-1), and any rho > 0 is above the bound for m <= 20.  False alarm < 1e-6.  For
-    m = 32 rho^(3) was at least 10 times the bound over 300 other seeds."""
+    """rho^(l) >= (20 m)^(-(l-1)/2) with high probability.  At V = 16, m = 4 it fails
+    for 4.4% of grammars, all with K_rho = 0: other rho are at least m^-(l-1), which is
+    above the bound for m <= 20.  False alarm < 1e-6."""
     rng, failures = np.random.default_rng(0), 0
     for _ in range(600):
         rhm = RHM.random(16, 4, 2, 4, rng)
@@ -836,14 +771,11 @@ def test_proposition_19_fails_only_where_there_is_no_signal():
         assert fails == (rhm.K_rho == 0)
         failures += fails
     assert 5 <= failures <= 60 and signal_bound(4, 4) == pytest.approx(80**-1.5)
-    signals = [RHM.random(64, 32, 2, 3, rng).signal(3) for _ in range(40)]
-    assert min(signals) > 5 * signal_bound(32, 3)
 
 
 def test_lemma_20_transitions_are_balls_dealt_into_bins():
-    """Lemma 20: m T_l counts m balls of each of V colours in V bins of m slots, and a
-    table n has probability (m!)^(2V) / ((V m)! prod n_ij!): 21 tables for V = 3, m = 2.
-    False alarm: 1e-7."""
+    """m T_l counts m balls of each of V colours in V bins of m slots; a table n has
+    probability (m!)^(2V) / ((V m)! prod n_ij!).  False alarm: 1e-7."""
     V, m, rng = 3, 2, np.random.default_rng(0)
     tables = [m * RHM.random(V, m, 2, 1, rng).transition(1) for _ in range(3000)]
     tables, found = np.unique(np.rint(tables).astype(int), axis=0, return_counts=True)
@@ -853,16 +785,15 @@ def test_lemma_20_transitions_are_balls_dealt_into_bins():
     assert_frequencies(found, law)
 
 
-def every_deal(V, m):
-    """The (V m)! ways to deal the patches (mu, tail), m tails for each mu, as rules."""
-    patches = product(range(V), range(m))
-    return np.array(list(permutations(patches))).reshape(-1, V, m, 2)
-
-
 def test_lemmas_21_and_26_exact_mean_over_all_deals():
     """Lemma 21 with Lemma 26: E ||T z||^2 = ||z||^2 (V-1)/(mV-1), if z sums to 0.  So
     each transition costs that factor in typical_signal, the root mean square of
     ||q_mu - q_mu'||: here over all pairs of deals with V = m = 2."""
+
+    def every_deal(V, m):  # the (V m)! ways to deal the patches (mu, tail), as rules
+        patches = product(range(V), range(m))
+        return np.array(list(permutations(patches))).reshape(-1, V, m, 2)
+
     z = np.array([1.0, 2.0, -3.0])
     squares = [np.sum((RHM([d]).transition(1) @ z) ** 2) for d in every_deal(3, 2)]
     assert np.mean(squares) == pytest.approx(z @ z * (3 - 1) / (2 * 3 - 1), rel=1e-12)
@@ -875,15 +806,12 @@ def test_lemmas_21_and_26_exact_mean_over_all_deals():
 
 @pytest.mark.parametrize("V, m, most", [(4, 4, 80), (16, 4, 6), (64, 8, 0)])
 def test_lemma_29_a_fixed_direction_keeps_a_twentieth_of_its_mean(V, m, most):
-    """Lemma 29: ||T z||^2 >= ||z||^2 / (20 m) with high probability.  For e_0 - e_1,
-    where less means T z = 0, 34 of 1000 deals break it at V = m = 4, and the fewer the
-    larger V and m: false alarm < 1e-6.  For a Gaussian z none does at the larger sizes,
-    where 0.18 ||z||^2 / m was the least in 10,000."""
+    """||T z||^2 >= ||z||^2 / (20 m) with high probability.  For e_0 - e_1, where less
+    means T z = 0, 34 of 1000 deals break it at V = m = 4.  False alarm < 1e-6."""
     rng = np.random.default_rng(0)
     T = np.array([RHM.random(V, m, 2, 1, rng).transition(1) for _ in range(1000)])
-    z, g = np.eye(V)[0] - np.eye(V)[1], rng.standard_normal(V)
-    broken = lambda z: np.sum(((T @ z) ** 2).sum(1) < z @ z / (20 * m))
-    assert broken(z) <= most and (V == 4 or broken(g - g.mean()) == 0)
+    z = np.eye(V)[0] - np.eye(V)[1]
+    assert np.sum(((T @ z) ** 2).sum(1) < z @ z / (20 * m)) <= most
 
 
 # ---- No claims of the paper: measurements, input, files, command line ----------------
@@ -908,15 +836,15 @@ def test_measurements_compare_with_the_exact_posterior():
 
 
 def test_the_sweep_counts_the_samples_of_all_levels(tmp_path, capsys):
-    """N is what all stages draw, N* rises with m, the grammars with K_rho = 0 stay
-    apart, and the one-level network draws whole sentences."""
+    """Grammars with K_rho = 0 stay apart; one level draws whole sentences."""
     few, many = sweep(tmp_path / "a.png", [(8, 2, 2), (8, 4, 2)], 3, one_level=[])
     assert few.N[:3].tolist() == [16 * 6 // 4, 16 * 6 // 2, 16 * 6]  # C = 1/4, 1/2, 1
-    assert few.shares.shape == (len(few.N), 3) and many.shares[-1].mean() > 0.995
+    assert many.shares.shape[1] == 3 and many.shares[-1].mean() > 0.995
     out = capsys.readouterr().out
     N_star = [int(number) for number in re.findall(r"N\* = (\d+)", out)]
     assert len(N_star) == 2 and N_star[1] > 2 * N_star[0] and "% of 3 " in out
-    train_one_level(sealed := Sealed(grammar(8, 2, 2, 2)), 100, sigma=2)
+    sealed = Sealed(grammar(8, 2, 2, 2))
+    train_one_level(sealed, 100, sigma=2)
     assert sealed.drawn[0][0] == 1 and sealed.drawn[0][1].shape == (100, 4)
 
 
@@ -937,26 +865,10 @@ def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L, tmp_path):
 @pytest.mark.parametrize("base, width", [(3, 4), (2**40, 5), (1, 3), (7, 0)])
 def test_distinct_rows_numbers_equal_rows_alike(base, width):
     """Also where a row does not fit into 64 bits; network and learner rely on it."""
-    ids = random_tokens(min(base, 3), 200, width) * max(base // 3, 1)
+    ids = TOKENS[:, :width] % min(base, 3) * max(base // 3, 1)
     rows, number = distinct_rows(ids, base)
     assert torch.equal(rows[number], ids)
     assert len(rows) == len({tuple(row) for row in ids.tolist()})
-
-
-def test_a_network_is_saved_and_loaded_like_any_module(tmp_path):
-    net, other, tokens = network(4, 2), network(4, 2, seed=1), random_tokens(4, 6, 8)
-    torch.save(net.state_dict(), tmp_path / "net.pt")
-    other.load_state_dict(torch.load(tmp_path / "net.pt"))
-    assert torch.equal(other(tokens), net(tokens))
-
-
-def test_small_numpy_integers_and_empty_samples_are_input_too():
-    """np.int8(7) ** 3 is not 343: sizes, n and level are taken as Python integers."""
-    rhm = RHM.random(*np.array([7, 10, 4, 2], np.int8), np.random.default_rng(0))
-    assert np.array_equal(rhm.rules, grammar(7, 10, 4, 2).rules)
-    tokens, _ = rhm.sample(np.int8(100), np.random.default_rng(0), np.int8(1))
-    assert tokens.shape == (100, 16) and rhm.parse(tokens[:0])[1].shape == (0, 4)
-    assert type(Config(C=np.uint8(20)).C) is float
 
 
 GOOD = np.array([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]])  # V = m = s = 2, L = 1
@@ -964,25 +876,21 @@ ODD = RHM([[[[0, 1]], [[0, 0]]]] * 2)  # symbol 0 -> 0 1, symbol 1 -> 0 0, twice
 NET, RNG = network(4, 2), np.random.default_rng(0)
 REFUSED = [
     (lambda: RHM(GOOD[0]), r"rules must be \(L, V, m, s\), got shape \(2, 2, 2\)"),
-    (lambda: RHM(GOOD * 1.0), "rules must be integers, got float64"),
     (lambda: RHM(GOOD + 1), "rules must lie in 0..1, got 1 to 2"),
     (lambda: RHM([[[[1, 0], [1, 0]]] * 2]), r"patch \(1, 0\) is .* symbols 0 and 0"),
     (lambda: RHM([[[[0, 0], [1, 0]], [[0, 0], [1, 1]]]]), "by symbols 0 and 1"),
     (lambda: grammar(4, 5, 2, 1), r"V m <= V\^s is needed, got V = 4, m = 5, s = 2"),
     (lambda: grammar(2, 1, 63, 1), r"V\^s < 2\^63 and s\^L <= 2\^31 are needed"),
-    (lambda: TINY.sample(-1, RNG), "n must be an integer >= 0, got -1"),
     (lambda: TINY.sample(2**29, RNG), r"are more than 2\^31 tokens"),
     (lambda: TINY.signal(4), "level must be an integer in 1..3, got 4"),
     (lambda: TINY.parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
     (lambda: ODD.parse([[0, 1, 0, 0], [0, 1, 1, 0]]), "row 1: .* level-2 patch"),
     (lambda: NET(torch.zeros(2, 8)), r"tokens must be integers \(n, multiple of 4\)"),
-    (lambda: NET(torch.full((2, 8), 4)), "must lie in 0..3, got 4 to 4"),
     (lambda: NET.embed(torch.full((2, 8), -1)), "must lie in 0..3, got -1 to -1"),
     (lambda: Config(C=math.nan), "C must be between 0 and 1e9, got nan"),
     (lambda: Config(device="cuda:99"), "cannot use device cuda:99"),
     (lambda: train(TINY, Config(C=1e8)), "samples of level 3 must be an integer"),
     (lambda: train(TINY, SMALL, sigmas={2: 0}), "sigma must be .*, got 0"),
-    (lambda: diagnose(NET, TINY, 2, RNG, 0), "n must be an integer >= 1, got 0"),
     (lambda: proof_constants(grammar()), "needs a finite kappa and K_rho > 0"),
 ]
 
@@ -994,14 +902,12 @@ def test_bad_input_is_refused_in_one_sentence(act, says):
     assert "\n" not in str(refusal.value)
 
 
-def test_the_command_line_refuses_in_one_line_and_touches_no_file(
-    tmp_path, monkeypatch, capsys
-):
+def test_the_command_line_refuses_in_one_line(tmp_path, monkeypatch, capsys):
+    """Exit code 2; no file is left or touched."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "kept.png").write_text("a picture")
     for options, says in (
-        ("--V=two", "invalid int value: 'two'"),
         ("--figure=new.txt", "must end in .png, .pdf or .svg"),
         ("--figure=folder.png", "Is a directory: 'folder.png'"),
         ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),  # found out late
@@ -1015,41 +921,28 @@ def test_the_command_line_refuses_in_one_line_and_touches_no_file(
 
 
 def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, monkeypatch, capsys):
-    """Seed 6 draws a grammar with K_rho = 0: a line says why, and training goes on.
-    Grammar, data, features, a diagnosis per level, test: seven different seeds."""
+    """Seeds of grammar, data, features, three diagnoses and test: all different."""
     seeds, default_rng = [], np.random.default_rng
     record = lambda seed: seeds.append(str(seed)) or default_rng(seed)
     monkeypatch.setattr(np.random, "default_rng", record)
     figure = tmp_path / "new" / "folder" / "run.png"
     tl.main(f"--L=3 --seed=6 --C=1 --M=32 --figure={figure}".split())
     assert len(set(seeds)) == 7 and figure.read_bytes().startswith(b"\x89PNG")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("Assumption 6(b) fails at level 2: K_rho = 0, symbols ")
-    assert [line.split()[0] for line in lines[3:6]] == ["3", "2", "1"]
+    assert "\nAssumption 6(b) fails at level 2: K_rho" in capsys.readouterr().out
 
 
 def test_the_three_modules_run_in_an_empty_folder(tmp_path):
     """All labels right, and the network's parse is the grammar's."""
-
-    def python(*arguments):
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
+    options = dict(cwd=tmp_path, capture_output=True, text=True)
+    python = lambda *words: subprocess.run([sys.executable, *words], **options).stdout
     for name in ("rhm.py", "model.py", "train_layerwise.py"):
         (tmp_path / name).write_text(Path(__file__).with_name(name).read_text())
-    done = python("train_layerwise.py", "--V=8", "--m=2", "--L=3", "--seed=1")
-    assert "\n100.00% of 10000 fresh sentences right (chance 12.50%)" in done.stdout
-    read = re.findall("  network  (.*)", done.stdout)
-    assert len(read) == 4 and read == re.findall("  grammar  (.*)", done.stdout)
+    out = python("train_layerwise.py", "--V=8", "--m=2", "--L=3", "--seed=1")
+    assert "\n100.00% of 10000 fresh sentences right (chance 12.50%)" in out
+    read = re.findall("  network  (.*)", out)
+    assert len(read) == 4 and read == re.findall("  grammar  (.*)", out)
     (tmp_path / "torch.py").write_text("raise ImportError")  # rhm.py needs NumPy only
-    assert "kappa = 1, K_rho = 1" in python("-W", "error", "rhm.py").stdout
-
-
-def test_training_holds_torch_to_its_threads_and_restores_those_of_the_caller():
-    seen = []
-    with tl.torch_threads(2):
-        train(TINY, SMALL, lambda net, stage: seen.append(torch.get_num_threads()))
-        assert seen == [1, 1, 1] and torch.get_num_threads() == 2
+    assert "kappa = 1, K_rho = 1" in python("-W", "error", "rhm.py")
 
 
 def test_the_readme_names_functions_and_tests_that_exist():
@@ -1060,5 +953,5 @@ def test_the_readme_names_functions_and_tests_that_exist():
     for _, code, test in re.findall(r"^(.*) \| (.*) \| (.*)$", table, re.MULTILINE)[2:]:
         assert all(word in tests for word in re.findall(r"`(\w+)`", test)), test
         for home, attribute in re.findall(r"`(\w+)\.?(\w*)`", code):
-            found = next(vars(m)[home] for m in (rhm, model, tl) if home in vars(m))
+            found = globals().get(home) or getattr(tl, home)
             assert not attribute or hasattr(found, attribute), code
