@@ -51,10 +51,7 @@ class Level(nn.Module):
 
 
 class DeepCNN(nn.Sequential):
-    """The network of Section 2.2: one-hot tokens, then levels, the bottom one first.
-
-    V: the vocabulary size.  Training appends a Level at each stage.
-    """
+    """Section 2.2: one-hot tokens of V symbols, then levels, the bottom one first."""
 
     def __init__(self, V, *levels):
         super().__init__(*levels)
@@ -89,7 +86,7 @@ class DeepCNN(nn.Sequential):
         for level in self:
             patches = ids.unflatten(1, (-1, level.s))  # (n, width / s, s)
             rows, numbers = distinct_rows(patches.flatten(0, 1), len(table))
-            ids = numbers.view(patches.shape[:2])
+            ids = numbers.view(patches.shape[:2])  # which of the rows a patch is
             chunks = [level(table[chunk].flatten(1)) for chunk in rows.split(CHUNK)]
             table = torch.cat(chunks)  # (distinct patches, V)
         return table[ids]

@@ -57,7 +57,7 @@ class RHM:
         Appendix B: every symbol is the first token of exactly m patches, so that first
         tokens are uniform at every level and kappa = 1.  uniform_first_token=False: any
         V m of the V^s patches, as in Cagnetta et al. (2024).  rng: a NumPy Generator.
-        ValueError when there is no such grammar, or none that fits.
+        ValueError when there is no such grammar, or V^s or s^L is too large.
         """
         V, m, s, L = _check_sizes(V, m, s, L)
         rules = np.empty((L, V, m, s), dtype=np.int32)

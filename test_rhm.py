@@ -1,11 +1,10 @@
 """The paper again, as tests: every test is a claim, named after its place in the paper.
 
-`pytest -k lemma_15` runs what is about Lemma 15.  P is |P_l| = V m.
-
-All seeds are fixed.  A false alarm is the failure of a correct program for another
-seed.  Where a theorem bounds its probability, the docstring says so; for trained
-networks tolerances are at least seven standard deviations of what fifteen or more other
-seeds gave.  Either way it is about 1e-6 per test.
+`pytest -k lemma_15` runs what is about Lemma 15.  P is |P_l| = V m.  The last section
+is no claim of the paper.  All seeds are fixed.  A false alarm is the failure of a
+correct program for another seed.  Where a theorem bounds its probability, the docstring
+says so; other tolerances are at least six standard deviations of what fifteen or more
+other seeds gave.  Either way it is about 1e-6 per test.
 """
 
 import math
@@ -116,11 +115,8 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
 
 
 def sum_grammar(*kept, V=8, seed=0):
-    """A grammar in which all V^2 pairs are patches (m = V, s = 2); a table per level.
-
-    table[a, b] is the symbol that rewrites to (a, b): a + b mod V in the first kept[l]
-    rows; the entries of the other rows are shuffled.
-    """
+    """A grammar of all V^2 pairs (m = V, s = 2).  table[a, b] is the symbol that rewrites
+    to (a, b): a + b mod V in the first kept[l] rows, shuffled in the others."""
     rng, rules = np.random.default_rng(seed), []
     for k in kept:
         table = np.add.outer(range(V), range(V)) % V
@@ -135,16 +131,16 @@ def learn(rhm, sigmas=None, **settings):
     return net, accuracy(net, rhm, 10_000, np.random.default_rng(1))
 
 
-def exact_sigmas(rhm, factor=1.0):
-    """{level: sigma} in units of the exact rho~ of Lemma 10."""
-    return {l: factor * rhm.signal(l + 1) for l in range(1, rhm.L)}
+def exact_sigmas(rhm):
+    """{level: sigma}, the exact rho~ of Lemma 10."""
+    return {l: rhm.signal(l + 1) for l in range(1, rhm.L)}
 
 
 def test_principle_2_i_no_correlation_then_chance():
     """One symbol of a pair tells nothing about the sum a + b mod V: with this table q
     is flat from level 2 on.  With a shuffled table the same learner learns it."""
     parity, shuffled = sum_grammar(8, 8, 8), sum_grammar(0, 0, 0)
-    assert [parity.signal(l) for l in (2, 3)] == [0, 0] and shuffled.K_rho > 0
+    assert np.allclose([parity.label_posterior(l) for l in (2, 3)], 1 / 8)
     assert learn(parity, C=20)[1] < 1 / 8 + 0.03
     assert learn(shuffled, C=20)[1] > 0.99
 
@@ -152,8 +148,8 @@ def test_principle_2_i_no_correlation_then_chance():
 def test_principle_2_ii_no_clean_signal_then_overfit():
     """No grammar breaks (ii), Eq. (8) holds for all; a learner can.  With a bandwidth
     below the spread inside a cluster, each representation of a patch is a patch of its
-    own, seen too rarely to average out what lies above it.  The top level memorises its
-    training sentences and is at chance on fresh ones."""
+    own, seen too rarely to average out what lies above it.  The top level memorises
+    most of its training sentences and is at chance on fresh ones."""
     found = []
     for bandwidth in (Config.bandwidth, 0.1):
         sealed = Sealed(grammar(8, 4, 3, 3))
@@ -167,10 +163,10 @@ def test_principle_2_ii_no_clean_signal_then_overfit():
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
     """Rows 0 and 1 of the top table hold every label once: symbols 0 and 1 of level 1
     share a flat q.  The network merges these two and no others, and scores what the
-    best guesser scores who cannot tell 0 from 1.  (sigma and ridge are large: else the
-    level above zooms in on the sampling noise, by which the two differ.)"""
+    best guesser scores who cannot tell 0 from 1.  sigma is that of a whole grammar, the
+    ridge large: else the level above zooms in on the noise by which the two differ."""
     twins, whole = sum_grammar(2, 0, 0, seed=3), sum_grammar(0, 0, 0, seed=3)
-    assert "symbols 0 and 1 of level 1" in twins.assumption_6_failures()[0]
+    assert np.allclose(twins.label_posterior(2)[:2], 1 / 8)
     sigmas, V = exact_sigmas(whole), 8
     assert learn(whole, sigmas, C=20, ridge=0.1)[1] > 0.98
     net, share = learn(twins, sigmas, C=20, ridge=0.1)
@@ -219,7 +215,9 @@ def test_definition_3_derivations_follow_the_exact_law(level):
     rows = np.concatenate([np.hstack(columns), np.hstack(tree)])
     _, kind = np.unique(rows, axis=0, return_inverse=True)
     counts = np.bincount(kind.ravel()[384:], minlength=kind.max() + 1)
-    assert_frequencies(counts, np.bincount(kind.ravel()[:384]) / 384)
+    law = np.bincount(kind.ravel()[:384]) / 384
+    assert len(law) == len(counts)  # no other derivations
+    assert_frequencies(counts, law)
     tokens, labels = rhm.sample(n, np.random.default_rng(2), level)
     assert np.array_equal(tokens, tree[-1]) and np.array_equal(labels, tree[0][:, 0])
 
@@ -246,7 +244,7 @@ def test_equations_1_and_2_the_network_is_a_strided_convolution():
 
 
 def test_section_2_2_embed_is_forward_and_can_be_trained_end_to_end():
-    """The same numbers after 0 to 3 levels, for no sentence, and by load_state_dict."""
+    """The same numbers after 0 to 3 levels, and after load_state_dict; gradients."""
     tokens, net = TOKENS[:40, :8], network(4, 2, levels=3)
     for k, width in enumerate((8, 4, 2, 1)):
         assert net[:k].embed(tokens[:0]).shape == (0, width, 4)
@@ -328,15 +326,15 @@ def test_section_2_3_the_learner_needs_only_samples_and_sizes():
     drawn = [(level, len(tokens)) for level, tokens, _ in sealed.drawn]
     assert drawn == [(3, 20 * 16 * 8), (2, 20 * 16 * 4), (1, 20 * 16 * 2)]
     assert drawn == [(stage.level, stage.N) for stage in stages]
-    first = [tokens[:640, :2] for _, tokens, _ in sealed.drawn]
-    assert not np.array_equal(first[0], first[1])  # fresh, not the same again
+    labels = [labels[:640].tolist() for *_, labels in sealed.drawn]
+    assert labels[0] != labels[1] != labels[2]  # fresh, not the same again
     assert stages[0].rows == 16  # all there is: V m patches
     assert accuracy(net, SMALL_GRAMMAR, 2000, np.random.default_rng(9)) == 1
 
 
 def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place():
-    """The rules are the same at every place.  The default network recovers all latent
-    symbols of 2000 sentences, and its median error is the same at every place."""
+    """The rules are the same at every place.  The default network recovers 97% and more
+    of the latent symbols at every place, and its median error is the same."""
     tree = USUAL.sample_tree(2000, np.random.default_rng(1))
     net, _ = train(USUAL, Config())
     read = network_parse(net, USUAL, tree[-1])
@@ -353,7 +351,7 @@ def test_section_2_3_a_seed_gives_the_same_weights_bit_for_bit():
     threads = []
 
     def look(net, stage):
-        diagnose(net, SMALL_GRAMMAR, stage.level, RNG)
+        diagnose(net, SMALL_GRAMMAR, stage.level, np.random.default_rng(0))
         threads.append(torch.get_num_threads())
 
     settings = (SMALL, None), (SMALL, look), (Config(M=64, C=20.0, seed=1), None)
@@ -364,7 +362,7 @@ def test_section_2_3_a_seed_gives_the_same_weights_bit_for_bit():
     assert not any(torch.equal(nets[0][key], nets[2][key]) for key in nets[0])
 
 
-def oracle(rhm, target, M=4096):
+def oracle(rhm, target, M=16_384):
     """W = sum of target(l) x_mu^T over all patches at each level; Lemma 10's sigma."""
     rng, net, tokens = np.random.default_rng(0), DeepCNN(rhm.V), torch.eye(rhm.V)
     for l in range(rhm.L, 0, -1):
@@ -378,15 +376,21 @@ def oracle(rhm, target, M=4096):
 
 def test_constructions_1_2_and_3_oracle_weights_return_their_targets():
     """1: W = sum e_parent x_mu^T outputs e_parent.  2, without latents: W = sum q_mu
-    x_mu^T outputs q_mu.  3: random features take the place of orthogonal x_mu; their
-    overlaps leave errors of 0.07 +- 0.02 over 200 seeds, a label bears 0.7."""
+    x_mu^T outputs q_mu; exactly, if x_mu is the tensor product of one-hots.  3: with
+    random features up to less than half of the distance between two targets."""
     tree = derivations(TINY)
     for target in (lambda l: np.eye(TINY.V)), TINY.label_posterior:
         net = oracle(TINY, target)
         for l in range(1, TINY.L + 1):
+            x = np.eye(16)[TINY.rules[l - 1] @ [4, 1]]  # (V, m, V^s)
+            W = np.einsum("nz,nkx->zx", target(l), x)
+            assert np.array_equal(
+                x @ W.T, np.repeat(target(l)[:, None], TINY.m, axis=1)
+            )
             outputs = net[: TINY.L - l + 1].embed(torch.tensor(tree[-1]))
-            goal = torch.tensor(target(l)[tree[l - 1]])
-            assert (outputs - goal).norm(dim=-1).max() < 0.4
+            goal = torch.tensor(target(l))
+            errors = (outputs - goal[torch.tensor(tree[l - 1])]).norm(dim=-1)
+            assert errors.max() < torch.pdist(goal).min() / 2
 
 
 # ---- Section 4 and Appendix A: the posterior q, steps and samples --------------------
@@ -411,15 +415,17 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
             K_rho = min(K_rho, rho * 2 ** (level / 2))
         assert rhm.K_rho == pytest.approx(K_rho, abs=1e-12)
         assert rhm.kappa == pytest.approx(kappa)
-        assert not uniform or rhm.kappa == pytest.approx(1)
 
 
 def test_assumption_6_failures_name_the_level_and_the_symbols():
     """(b) by two symbols of equal posterior, (a) by a symbol that is never first.  One
-    flat posterior alone breaks nothing.  A distance of 3e-17 by rounding is 0."""
-    # Each symbol is first in one rule of 0 and in one rule of 1: T_1 is flat.
-    [line] = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2).assumption_6_failures()
+    flat posterior alone breaks nothing.  A distance by rounding is 0."""
+    merged = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2)
+    [line] = merged.assumption_6_failures()
     assert "6(b) fails at level 2: K_rho = 0, symbols 0 and 1 of level 1" in line
+    rounded = np.nextafter(merged.label_posterior(2), [[0], [1]])
+    merged.label_posterior = lambda level: rounded
+    assert pairwise(rounded).max() > 0 == merged.signal(2)
     never = RHM([[[[0, 0]], [[0, 1]]]] * 2)  # every patch begins with 0
     [line] = never.assumption_6_failures()
     assert "6(a) fails at level 2: kappa = inf, symbols [1] of level 1 are ne" in line
@@ -427,13 +433,11 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
     flat = grammar(4, 4, 2, 2)
     assert (flat.label_posterior(2) == 0.25).all(1).any()
     assert flat.K_rho == pytest.approx(2**0.5) and not flat.assumption_6_failures()
-    apart = pairwise(grammar(5, 5, 2, 4).label_posterior(4))
-    assert 0 < apart[apart > 0].min() < 1e-16 and grammar(5, 5, 2, 4).signal(4) == 0
 
 
 def test_equation_8_features_and_label_are_independent_given_the_patch():
-    """P[label | leaves under the first patch mu] = q_mu over all derivations, so that
-    E[e x^T] = sum p_mu q_mu E[x_mu]^T.  The patch beside it would change the law."""
+    """P[label | leaves under the first patch mu] = q_mu over all derivations, which gives
+    Eq. (8).  The patch beside it would change the law."""
     tree = derivations(TINY)
     for level in (1, 2, 3):
         q = TINY.label_posterior(level)[tree[level - 1][:, 0]]
@@ -445,7 +449,7 @@ def test_equation_8_features_and_label_are_independent_given_the_patch():
 
 def test_assumption_9_choose_sigma_is_a_quantile_over_samples_and_all_places():
     """Our rule, not the paper's: of all pairs of different tokens, weighed by counts,
-    1/V are nearer than sigma, +- 0.003 with 20,000 pairs."""
+    1/V are nearer than sigma / factor, +- 0.003 with 20,000 pairs."""
     V, s, rng = 4, 3, np.random.default_rng(0)
     spread = np.linspace(0.2, 2, 60)[:, None, None] * [[[1.0], [2.0], [3.0]]]
     h = torch.tensor(rng.standard_normal((60, s, V)) * spread)
@@ -460,10 +464,10 @@ def test_assumption_9_choose_sigma_is_a_quantile_over_samples_and_all_places():
 
 @pytest.mark.parametrize("V, m", [(1, 1), (2, 2)])
 def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
-    """Lemma 15: ||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P.  One
-    frequent patch makes twice the step diverge, a tail of rare representations makes
-    half of it too slow.  With several patches the printed step, 2 / (1 + lambda_W),
-    does as well; with one W alternates between 0 and 2 W_* = 1 (README, slip 2)."""
+    """||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, ||W_*|| <= P (even P^(1/2) / 2).  A
+    frequent patch would make twice the step diverge, a tail of rare representations
+    half of it too slow.  The printed step, 2 / (1 + lambda_W), does as well here; with
+    one patch W alternates between 0 and 2 W_*, of norm 1 (README, slip 2)."""
     P, rng = V * m, np.random.default_rng(0)
     p = torch.tensor([1.0] if P == 1 else [0.7] + 32 * [0.3 / 32]).double()
     x = torch.linalg.qr(torch.tensor(rng.standard_normal((len(p), len(p)))))[0]
@@ -483,9 +487,9 @@ def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
 
 
 def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
-    """u = kappa P log(4P/delta) / N: p^ = p (1 +- (c u)^(1/2)), c = 2 below, 3 above;
-    ||q^ - q|| <= (8 u)^(1/2), P (1 - ||q||^2) / N in mean square, and most patches miss
-    the printed bound.  False alarm: 4e-7, that is 40 delta with delta = 1e-8."""
+    """u = kappa P log(4P/delta) / N, here kappa = 1: p^ = p (1 +- (c u)^(1/2)), c = 2
+    below, 3 above; ||q^ - q|| <= (8 u)^(1/2), P (1 - ||q||^2) / N in mean square, and
+    most patches miss the printed bound.  False alarm: 4e-7, or 40 delta."""
     P, N, L, rng = 64, 20_000, USUAL.L, np.random.default_rng(1)
     u = P * math.log(4 * P / 1e-8) / N
     ratios, missed = [], []
@@ -495,8 +499,8 @@ def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
         q, n = USUAL.label_posterior(L)[parent], counts.sum(1).numpy()
         error = np.linalg.norm(counts.numpy() / n[:, None] - q, axis=1)
         assert len(n) == P and n.sum() == N and error.max() <= math.sqrt(8 * u)
-        c = (n / N * P - 1) / math.sqrt(u)
-        assert -math.sqrt(2) <= c.min() and c.max() <= math.sqrt(3)
+        deviation = (n / N * P - 1) / math.sqrt(u)
+        assert -math.sqrt(2) <= deviation.min() and deviation.max() <= math.sqrt(3)
         missed.append(error > math.sqrt(2 * u / P))
         ratios.append(error**2 / (P * (1 - (q**2).sum(1)) / N))
     assert np.mean(missed) > 0.5 and abs(np.mean(ratios) - 1) < 0.06
@@ -518,31 +522,11 @@ def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(
     assert 1.6 < np.prod(ratios) ** (1 / 4) < 2.6  # N^(-1/4) gives 1.4, 1/N gives 4
 
 
-def test_section_4_2_an_input_error_does_not_grow_against_the_signal():
-    """A level feels an input error eps as eps / sigma (Lemma 10).  Its gain is the move
-    of its outputs over rho^(l), per move of its inputs over rho^(l+1), here for random
-    pushes of 1000 patches.  With sigma = rho^(l+1) it is about 1 or less, and under 1/2
-    over all levels; with a tenth of that every level magnifies more than fivefold."""
-    gains = {1: [], 0.1: []}
-    for factor in gains:
-        net, _ = train(CHAIN, Config(), sigmas=exact_sigmas(CHAIN, factor))
-        for l in range(CHAIN.L - 1, 0, -1):
-            k, rng = CHAIN.L - l, np.random.default_rng(2)
-            h = net[:k].embed(torch.from_numpy(CHAIN.sample(1000, rng, l)[0]))
-            push = torch.from_numpy(rng.standard_normal(h.shape)).float()  # (n, s, V)
-            push *= 0.01 * CHAIN.signal(l + 1) / push.norm(dim=2, keepdim=True)
-            move = net[k]((h + push).flatten(1)) - net[k](h.flatten(1))
-            gains[factor].append(
-                move.norm(dim=1).median().item() / 0.01 / CHAIN.signal(l)
-            )
-    assert max(gains[1]) < 1.2 and np.prod(gains[1]) < 0.5 and min(gains[0.1]) > 5
-
-
 # ---- Theorem 7, with the constants of its own proof ----------------------------------
 #
 # Only the width M cannot be had, so take its limit: inner products of features are the
-# kernel.  Eq. (3) sees samples through counts, so 1e11 of them are one multinomial
-# draw.  The grammars have 512 sentences, and the rows of all stages are these.
+# kernel.  Eq. (3) sees samples through counts, so 1e11 of them are one multinomial draw
+# over all 512 sentences.  So many see every one; Lemma 10's test shows synonyms merge.
 
 
 def descend(K, p, joint, lambda_W, eta, T):
@@ -576,9 +560,8 @@ def test_equation_3_and_equation_11_gradient_descent_reaches_the_closed_form():
     assert torch.allclose(level.W, minimiser(*dual) @ x, atol=1e-12)
     assert losses[-1] == pytest.approx(minimum, abs=1e-14)
     # An eigenvalue below zero, as rounding gives it, and a ridge that does not make up:
-    covariance = torch.diag(torch.tensor([1, -1e-7]).double())
-    correlation = torch.tensor([[1, 1e-8]]).double()
-    _, losses, minimum = gradient_descent(covariance, correlation, 1e-9, 1.0, 50)
+    averages = torch.tensor([[1, 0], [0, -1e-7]]), torch.tensor([[1, 1e-8]])
+    _, losses, minimum = gradient_descent(*averages, 1e-9, 1.0, 50)
     assert minimum < losses.min()
 
 
@@ -685,7 +668,7 @@ def test_theorem_7_lemma_14_the_minimiser_is_equation_9(literal):
 
 
 def test_theorem_7_lemma_15_gradient_descent_has_converged(literal):
-    """||W_T - W_*|| <= exp(-T/P) ||W_*|| and ||W_*|| <= P; ||A X||^2 = tr A K A^T."""
+    """||W_T - W_*|| <= exp(-T/P) ||W_*||, ||W_*|| <= P; ||A X||^2 = tr A K A^T."""
     for stage in literal[1]:
         square = lambda A, K=stage.K: ((A @ K) * A).sum()
         A_star = minimiser(stage.K, stage.p, stage.joint, stage.c.lambda_W)
@@ -694,40 +677,48 @@ def test_theorem_7_lemma_15_gradient_descent_has_converged(literal):
 
 
 def test_theorem_7_lemma_16_the_posterior_gets_enough_weight(literal):
-    """alpha_mu >= 1 / (4 (p^_mu + lambda_W)), since eps_S <= lambda_W / 4.  Measured, 4
-    is 1 up to eps_S^2, which saves Lemma 17's p^ alpha >= 1 / (5 kappa) (README, slip
-    5).  If the representations of one patch are orthogonal, the bound fails."""
+    """alpha_mu >= 1 / (4 (p^_mu + lambda_W)), since eps_S <= lambda_W / 4.  Measured, 1
+    - eps_S^2 stands for 1/4, which saves Lemma 17's p^ alpha >= 1 / (5 kappa) (README,
+    slip 5).  If the representations of one patch are orthogonal, the bound fails."""
     for stage in literal[1]:
         c, weight = stage.c, stage.alpha * (stage.p_hat + stage.c.lambda_W)
-        assert c.eps_S <= c.lambda_W / 4 and 1 / 4 <= 1 - c.eps_S**2 <= weight.min()
-        assert weight.max() <= 1 + 1e-5
+        _, spread = overlap_and_spread(stage.K, stage.patch)
+        assert spread <= c.lambda_W / 4 and weight.min() >= 1 - spread**2 - 1e-12
         assert (stage.p_hat * stage.alpha).min() >= 1 / (5 * c.kappa)
-        apart = torch.eye(512).double()  # 64 representations of every patch
-        nine = equation_9(apart, stage.p, stage.joint, stage.patch, c.lambda_W)
-        assert (nine[0] * (stage.p_hat + c.lambda_W)).min() < 1 / 4
+        apart = torch.eye(512).double()  # 16 to 128 representations of every patch
+        alpha, *_ = equation_9(apart, stage.p, stage.joint, stage.patch, c.lambda_W)
+        assert (alpha * (stage.p_hat + c.lambda_W)).min() < 1 / 4
 
 
 def test_theorem_7_lemma_17_every_output_is_within_eps(literal):
-    """T = P log(100 P kappa V^(1/2) / eps_*) steps; ||output - q_mu|| <= eps_* at every
-    place and level: all 512 sentences end within 0.01 of e_zeta.  A millionth of the
-    samples is too few.  False alarm: delta = 1e-6 for each stage."""
+    """With these T, N and eps_O, ||output - q_mu|| <= eps_* at every place and level.  A
+    millionth of N is too few.  False alarm: delta = 1e-6 for each stage."""
     rhm, stages = literal
     for stage in stages:
         c = stage.c
         assert c.T == math.ceil(8 * math.log(100 * 8 * c.kappa * 2 / c.eps))
-        assert stage.errors.max() <= c.eps and len(stage.errors) == 512
+        assert c.N == math.ceil(32 * c.kappa * 8 / c.eps**2 * math.log(4 * 8 / 1e-6))
+        assert c.eps_O == pytest.approx(c.eps / (600 * 8**2 * c.kappa * 2))
+        assert stage.errors.max() <= c.eps
     assert c.eps == 0.01 and c.kappa == pytest.approx(4 if rhm is KAPPA_4 else 1)
     few = literal_run(rhm, samples=1e-6)[0]
     assert few.errors.max() > few.c.eps
+    assert schedule(16, 4, Config(eps=1e8))[2] == 1  # with W = 0 Eq. (2) is 0 / 0
 
 
-def test_theorem_7_lemma_11_errors_of_the_order_of_rho_break_the_level_above(literal):
-    """Inputs within rho / (2000 P^2 s log(P kappa / eps_*))^(1/2) of their q are enough
-    at every level; inputs off by rho / 2 are not."""
-    for below, stage in zip(literal[1], literal[1][1:]):
-        assert below.errors.max() <= stage.c.below == below.c.eps
-    pushed = literal_run(literal[0], push=0.5)[1]
-    assert pushed.errors.max() > 100 * pushed.c.eps
+def test_theorem_7_lemma_11_small_errors_of_the_inputs_do_no_harm(literal):
+    """Inputs off by rho / (2000 P^2 s log(P kappa / eps_*))^(1/2) are good enough.  The
+    outputs are off by less, relative to their rho: errors do not grow from level to
+    level.  Inputs off by rho / 2 are too far (at level 2; level 1 sees everything)."""
+    rhm, stages = literal
+    for c in (stage.c for stage in stages[1:]):
+        allowed = c.rho / math.sqrt(2000 * 8**2 * 2 * math.log(8 * c.kappa / c.eps))
+        assert c.below == pytest.approx(allowed)
+    push = min(stage.c.below / stage.c.rho for stage in stages[1:])
+    for l, stage in zip((2, 1), literal_run(rhm, push=push)[1:]):
+        assert stage.errors.max() <= min(stage.c.eps, push * rhm.signal(l))
+    far = literal_run(rhm, push=0.5)[1]
+    assert far.errors.max() > 100 * far.c.eps
 
 
 @pytest.mark.parametrize("V, m, s, L", [(16, 4, 2, 4), (32, 2, 2, 4), (8, 4, 3, 3)])
@@ -807,19 +798,22 @@ def test_lemmas_21_and_26_exact_mean_over_all_deals():
 @pytest.mark.parametrize("V, m, most", [(4, 4, 80), (16, 4, 6), (64, 8, 0)])
 def test_lemma_29_a_fixed_direction_keeps_a_twentieth_of_its_mean(V, m, most):
     """||T z||^2 >= ||z||^2 / (20 m) with high probability.  For e_0 - e_1, where less
-    means T z = 0, 34 of 1000 deals break it at V = m = 4.  False alarm < 1e-6."""
+    means T z = 0, 34 of 1000 deals break it at V = m = 4: false alarm < 1e-6.  For a
+    Gaussian z none does at the larger sizes, of 13,000 at either."""
     rng = np.random.default_rng(0)
     T = np.array([RHM.random(V, m, 2, 1, rng).transition(1) for _ in range(1000)])
-    z = np.eye(V)[0] - np.eye(V)[1]
-    assert np.sum(((T @ z) ** 2).sum(1) < z @ z / (20 * m)) <= most
+    z, g = np.eye(V)[0] - np.eye(V)[1], rng.standard_normal(V)
+    broken = lambda z: np.sum(((T @ z) ** 2).sum(1) < z @ z / (20 * m))
+    assert broken(z) <= most and (V == 4 or broken(g - g.mean()) == 0)
 
 
 # ---- No claims of the paper: measurements, input, files, command line ----------------
 
 
 def test_measurements_compare_with_the_exact_posterior():
-    """Of a network that errs by construction, for it takes label 3 for 0."""
-    rhm, target = grammar(4, 2, 2, 1), np.eye(4)[[0, 1, 2, 0]]
+    """Of a network that errs by construction, for it takes label 3 for 0.  With M = 4
+    the largest overlap is negative, and of two synonyms."""
+    rhm, target = grammar(4, 2, 2, 1, seed=2), np.eye(4)[[0, 1, 2, 0]]
     net, rng = oracle(rhm, lambda l: target), np.random.default_rng(0)
     found, pairs = diagnose(net, rhm, 1, rng), compare_patches(net, rhm, 1, rng)
     wrong = found["errors"] > 1.2
@@ -831,8 +825,15 @@ def test_measurements_compare_with_the_exact_posterior():
     assert np.array_equal(read, np.where(labels == 3, 0, labels))
     two_synonyms_of_each = pairwise(target.repeat(2, axis=0))
     assert pairs["matrix"] == pytest.approx(two_synonyms_of_each, abs=0.2)
-    assert pairs["inside"].max() < 0.2 and (pairs["between"] < 0.2).any()
-    assert pairs["eps_S"] < 1e-6 and 0 < pairs["eps_O"] < 0.1
+    assert len(pairs["inside"]) + len(pairs["between"]) == 500 * 499 / 2
+    assert pairs["inside"].max() < 0.2 and 0.1 < np.mean(pairs["between"] < 0.2) < 0.3
+    narrow = oracle(rhm, lambda l: target, M=4)
+    x = narrow[0].patch_embedding(torch.eye(4)[torch.tensor(rhm.rules[0])].flatten(2))
+    overlaps = (x.flatten(0, 1) @ x.flatten(0, 1).T - torch.eye(8)).abs()
+    pairs = compare_patches(narrow, rhm, 1, rng)
+    assert pairs["eps_S"] < 1e-6 and pairs["eps_O"] == pytest.approx(
+        overlaps.max().item()
+    )
 
 
 def test_the_sweep_counts_the_samples_of_all_levels(tmp_path, capsys):
@@ -850,7 +851,6 @@ def test_the_sweep_counts_the_samples_of_all_levels(tmp_path, capsys):
 
 @pytest.mark.parametrize("V, m, s, L", SIZES)
 def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L, tmp_path):
-    """float32 throughout; m = 1, s = 1, L = 1 and V = 1 are grammars, too."""
     for uniform in (True, False):
         rhm, config = grammar(V, m, s, L, uniform=uniform), Config(M=32, C=1.0)
         net, stages, diagnoses = tl.run(rhm, config)
@@ -888,6 +888,7 @@ REFUSED = [
     (lambda: NET(torch.zeros(2, 8)), r"tokens must be integers \(n, multiple of 4\)"),
     (lambda: NET.embed(torch.full((2, 8), -1)), "must lie in 0..3, got -1 to -1"),
     (lambda: Config(C=math.nan), "C must be between 0 and 1e9, got nan"),
+    (lambda: Config(device="mps"), "device must be cpu or cuda, got mps"),
     (lambda: Config(device="cuda:99"), "cannot use device cuda:99"),
     (lambda: train(TINY, Config(C=1e8)), "samples of level 3 must be an integer"),
     (lambda: train(TINY, SMALL, sigmas={2: 0}), "sigma must be .*, got 0"),
@@ -910,7 +911,8 @@ def test_the_command_line_refuses_in_one_line(tmp_path, monkeypatch, capsys):
     for options, says in (
         ("--figure=new.txt", "must end in .png, .pdf or .svg"),
         ("--figure=folder.png", "Is a directory: 'folder.png'"),
-        ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),  # found out late
+        ("--L=1 --M=1000000000000000", "allocate"),  # found out late
+        ("--L=1 --M=1000000000000000 --figure=new.png", "allocate"),
     ):
         with pytest.raises(SystemExit) as stop:
             tl.main(["--figure=kept.png", *options.split()])  # of two figures the last
@@ -928,7 +930,8 @@ def test_main_says_which_symbols_cannot_be_told_apart(tmp_path, monkeypatch, cap
     figure = tmp_path / "new" / "folder" / "run.png"
     tl.main(f"--L=3 --seed=6 --C=1 --M=32 --figure={figure}".split())
     assert len(set(seeds)) == 7 and figure.read_bytes().startswith(b"\x89PNG")
-    assert "\nAssumption 6(b) fails at level 2: K_rho" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\nAssumption 6(b) fails at level 2: K_rho = 0, symbols " in out
 
 
 def test_the_three_modules_run_in_an_empty_folder(tmp_path):
@@ -946,7 +949,6 @@ def test_the_three_modules_run_in_an_empty_folder(tmp_path):
 
 
 def test_the_readme_names_functions_and_tests_that_exist():
-    """In the table from the paper to the code."""
     readme = Path(__file__).with_name("README.md").read_text()
     table = readme.split("## From the paper to the code")[1].split("\n## ")[0]
     tests = " ".join(name for name in globals() if name.startswith("test_"))

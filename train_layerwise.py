@@ -26,9 +26,9 @@ class Config:
 
     C: float = 10.0  # samples: N^(l) = C |P_l| m^l, where |P_l| = V m
     M: int = 512  # random frequencies per level, Eq. (6)
-    seed: int = 0  # of the random streams: 1 data, 2 features, 3 and 4 test data
+    seed: int = 0  # streams default_rng([seed, k]): 1 data, 2 features, 3 and 4 tests
     ridge: float = 0.01  # lambda_W = ridge / |P_l|; the proof has ridge = 1
-    bandwidth: float = 1.5  # sigma over choose_sigma's distance; found by trial
+    bandwidth: float = 1.5  # sigma = bandwidth times a quantile (choose_sigma)
     kappa: float = 1.0  # of Assumption 6(a): what the learner assumes in Lemma 17
     eps: float = 0.01  # target error eps_* of Lemma 17; sets the number of steps
     device: str = "cpu"  # or cuda
@@ -51,7 +51,7 @@ def train(rhm, config, report=None, sigmas=None):
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
     constants = schedule(V, m, config)  # lambda_W, eta, T
-    # 0.5 is not in the paper: one-hots are sqrt 2 apart, so the kernel is <= exp(-4).
+    # 0.5 is not in the paper: the kernel of two patches of one-hots is then <= exp(-4).
     sigmas = {L: 0.5} | (sigmas or {})
     net, stages = DeepCNN(V), []
     with torch.no_grad(), torch_threads(config.threads):
@@ -83,7 +83,6 @@ def schedule(V, m, config):
     """
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = config.ridge / P
-    # Two logarithms, for the quotient overflows when eps is tiny.
     T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
     T = max(1, math.ceil(T))  # without a step W = 0, and Eq. (2) is 0 / 0
     return lambda_W, 2 / (1 + 2 * lambda_W), T
@@ -227,14 +226,12 @@ def diagnose(net, rhm, level, rng, n=10_000):
     symbol = tree[level - 1][:, 0]
     to_q = distances_to_q(predict(net[: rhm.L - level + 1], tree[-1]), rhm, level)
     errors = to_q[np.arange(n), symbol]
-    return dict(errors=errors, nearest=np.mean(errors <= to_q.min(1)))
+    right = (to_q.argmin(1) == symbol) & np.isfinite(errors)  # NaN is not right
+    return dict(errors=errors, nearest=right.mean())
 
 
 def run(rhm, config):
-    """Train, print a row per level and a parse; not in the paper.
-
-    Returns (net, stages, diagnoses).
-    """
+    """Train, print; returns (net, stages, diagnoses).  Not in the paper."""
     start, diagnoses = time.perf_counter(), []
     print(f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, seed {config.seed}", end="; ")
     print(f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
@@ -297,7 +294,7 @@ def main(argv=None):
     try:
         from figures import layerwise as picture
     except ImportError:
-        picture = None  # these three modules were copied without the folder
+        picture = None  # the three modules alone
     try:
         config = Config(**options)
         rhm = RHM.random(*sizes, np.random.default_rng(config.seed))
@@ -306,7 +303,9 @@ def main(argv=None):
         net, stages, diagnoses = run(rhm, config)
         if picture:
             picture.plot_layers(net, rhm, config, stages, diagnoses, figure)
-            print(f"Picture: {figure}")
+        print(
+            f"Picture: {figure}" if picture else "No picture: no figures/layerwise.py"
+        )
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         parser.error((str(error) or "out of memory").splitlines()[0])
 
@@ -315,8 +314,7 @@ def main(argv=None):
 def torch_threads(threads):
     """Hold torch to so many threads, then restore the caller's; not in the paper.
 
-    Two threads wait for each other; beside a busy program that takes up to 100 times
-    longer.
+    Two threads wait for each other: beside a busy program up to 100 times longer.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -332,9 +330,11 @@ def check_config(config):
         setattr(config, name, as_integer(name, getattr(config, name), least))
     for name in ("C", "ridge", "bandwidth", "kappa", "eps"):
         setattr(config, name, as_positive(name, getattr(config, name)))
+    if str(config.device).split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {config.device}")
     try:
-        torch.zeros(1, dtype=torch.float64, device=config.device).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot use device {config.device}: {reason}") from error
 

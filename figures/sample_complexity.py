@@ -1,6 +1,6 @@
 """Theorem 7, measured: how many samples does layerwise training need?
 
-`python -m figures.sample_complexity`, about five minutes.  For grammars of several
+`python -m figures.sample_complexity`, six to eight minutes.  For grammars of several
 sizes it measures the test accuracy against the number N of training sentences of all
 levels, finds N*, the N of 90% accuracy, and asks with which power of m it grows.
 """
