@@ -115,8 +115,8 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
 
 
 def sum_grammar(*kept, V=8, seed=0):
-    """A grammar of all V^2 pairs (m = V, s = 2).  table[a, b] is the symbol that rewrites
-    to (a, b): a + b mod V in the first kept[l] rows, shuffled in the others."""
+    """A grammar of all V^2 pairs (m = V, s = 2).  table[a, b] rewrites to (a, b): it is
+    a + b mod V in the first kept[l] rows, shuffled in the others."""
     rng, rules = np.random.default_rng(seed), []
     for k in kept:
         table = np.add.outer(range(V), range(V)) % V
@@ -436,8 +436,8 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
 
 
 def test_equation_8_features_and_label_are_independent_given_the_patch():
-    """P[label | leaves under the first patch mu] = q_mu over all derivations, which gives
-    Eq. (8).  The patch beside it would change the law."""
+    """P[label | leaves under the first patch mu] = q_mu over all derivations.  This is
+    Eq. (8) for every x.  The patch beside it would change the law."""
     tree = derivations(TINY)
     for level in (1, 2, 3):
         q = TINY.label_posterior(level)[tree[level - 1][:, 0]]
@@ -691,7 +691,7 @@ def test_theorem_7_lemma_16_the_posterior_gets_enough_weight(literal):
 
 
 def test_theorem_7_lemma_17_every_output_is_within_eps(literal):
-    """With these T, N and eps_O, ||output - q_mu|| <= eps_* at every place and level.  A
+    """With these T, N, eps_O ||output - q_mu|| <= eps_* at every place and level.  A
     millionth of N is too few.  False alarm: delta = 1e-6 for each stage."""
     rhm, stages = literal
     for stage in stages:
