@@ -218,7 +218,7 @@ def as_integer(name, x, least, most=math.inf):
     if not isinstance(x, (int, np.integer)) or not least <= x <= most:
         wanted = f">= {least}" if most == math.inf else f"in {least}..{most}"
         raise ValueError(f"{name} must be an integer {wanted}, got {x!r}")
-    return int(x)  # for small NumPy integers overflow
+    return int(x)  # because small NumPy integers overflow
 
 
 def _check_sizes(V, m, s, L):

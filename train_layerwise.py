@@ -26,7 +26,7 @@ class Config:
 
     C: float = 10.0  # samples: N^(l) = C |P_l| m^l, where |P_l| = V m
     M: int = 512  # random frequencies per level, Eq. (6)
-    seed: int = 0  # streams default_rng([seed, k]): 1 data, 2 features, 3 and 4 tests
+    seed: int = 0  # streams default_rng([seed, k]): k = 1 data, 2 features, 3 and 4 run
     ridge: float = 0.01  # lambda_W = ridge / |P_l|; the proof has ridge = 1
     bandwidth: float = 1.5  # sigma = bandwidth times a quantile (choose_sigma)
     kappa: float = 1.0  # of Assumption 6(a): what the learner assumes in Lemma 17
@@ -51,14 +51,14 @@ def train(rhm, config, report=None, sigmas=None):
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
     constants = schedule(V, m, config)  # lambda_W, eta, T
-    # 0.5 is not in the paper: the kernel of two patches of one-hots is then <= exp(-4).
+    # 0.5 is not in the paper: the kernel of two different patches is then <= exp(-4).
     sigmas = {L: 0.5} | (sigmas or {})
     net, stages = DeepCNN(V), []
     with torch.no_grad(), torch_threads(config.threads):
         for l in range(L, 0, -1):
             N = math.ceil(config.C * V * m * m**l)  # geometric in l: Section 4.2
             leaves, counts = draw_first_patches(rhm, N, l, data_rng, config.device)
-            h = net.embed(leaves)  # U distinct strings -> (U, s, V)
+            h = net.embed(leaves)  # U strings, with label counts (U, V) -> (U, s, V)
             if l not in sigmas:
                 sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
             level = new_level(V, s, sigmas[l], config, feature_rng)
@@ -125,7 +125,7 @@ def choose_sigma(h, counts, factor, rng, pairs=20_000):
     places = torch.from_numpy(rng.integers(h.shape[1], size=(2, pairs)))
     tokens = h[rows.to(h.device), places.to(h.device)]  # (2, pairs, V)
     apart = (tokens[0] - tokens[1]).norm(dim=1)
-    apart = apart[apart > 0]  # without the pairs of one token with itself
+    apart = apart[apart > 0]  # without the pairs of equal tokens
     # If all tokens are equal, any sigma will do.
     return factor * apart.quantile(1 / h.shape[2]).item() if len(apart) else 1.0
 
@@ -185,7 +185,7 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
 def predict(net, tokens):
     """Outputs of the network for NumPy tokens, as a float64 array; not in the paper."""
     tokens = torch.as_tensor(tokens, device=net[0].W.device)
-    with torch.no_grad(), torch_threads(1):  # short, and safe beside other programs
+    with torch.no_grad(), torch_threads(1):
         h = net.embed(tokens)
     return (h[:, 0] if h.shape[1] == 1 else h).double().cpu().numpy()
 

@@ -16,7 +16,7 @@ from figures.sample_complexity import draw_grammars
 from train_layerwise import Config, accuracy, torch_threads, train
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-BATCH, EVERY, MOST_SENTENCES = 256, 100, 2_560_000
+BATCH, EVERY, MOST_SENTENCES = 256, 10, 2_560_000
 
 
 class ReLUNetwork(nn.Module):
@@ -39,7 +39,7 @@ class ReLUNetwork(nn.Module):
 
 
 def backpropagate(rhm, learning_rate, seed, most=MOST_SENTENCES):
-    """Seconds and sentences to 99%, looked at every 100 steps; None beyond `most`."""
+    """Seconds and sentences to 99%, looked at every 10 steps; None beyond `most`."""
     rng = np.random.default_rng([seed, 1])
     tokens, labels = map(
         torch.from_numpy, rhm.sample(2000, np.random.default_rng([seed, 4]))
