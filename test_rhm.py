@@ -348,16 +348,16 @@ def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place():
 
 def test_section_2_3_a_seed_gives_the_same_weights_bit_for_bit():
     """Also when one looks on; and training restores the threads of its caller."""
-    threads = []
+    seen = []
 
     def look(net, stage):
         diagnose(net, SMALL_GRAMMAR, stage.level, np.random.default_rng(0))
-        threads.append(torch.get_num_threads())
+        seen.append((stage.level, torch.get_num_threads()))
 
     settings = (SMALL, None), (SMALL, look), (Config(M=64, C=20.0, seed=1), None)
     with tl.torch_threads(2):
         nets = [train(SMALL_GRAMMAR, *pair)[0].state_dict() for pair in settings]
-        assert threads == [1, 1, 1] and torch.get_num_threads() == 2
+        assert seen == [(3, 1), (2, 1), (1, 1)] and torch.get_num_threads() == 2
     assert all(torch.equal(nets[0][key], nets[1][key]) for key in nets[0])
     assert not any(torch.equal(nets[0][key], nets[2][key]) for key in nets[0])
 
