@@ -193,13 +193,13 @@ SIZES = [  # (V, m, s, L), the corner cases included
 def test_definition_4_random_grammars_are_uniform_and_have_one_parse(V, m, s, L):
     """V symbols a level, m rules each, V m different patches, for both samplers.  So a
     sentence has one derivation, and parse finds it."""
-    for uniform in (True, False):
+    for uniform, n in (True, 200), (False, 200), (False, 0):
         rhm = grammar(*np.int16([V, m, s, L]), uniform=uniform)  # these can overflow
         for rules in rhm.rules:
             assert len(np.unique(rules.reshape(V * m, s), axis=0)) == V * m
             if uniform:  # every symbol begins exactly m patches
                 assert (np.bincount(rules[..., 0].ravel(), minlength=V) == m).all()
-        tree = rhm.sample_tree(200, np.random.default_rng(1))
+        tree = rhm.sample_tree(n, np.random.default_rng(1))
         for recovered, drawn in zip(rhm.parse(tree[-1]), tree, strict=True):
             assert np.array_equal(recovered, drawn)
 
