@@ -216,7 +216,8 @@ def signal_bound(m, level):
 
 def as_integer(name, x, least, most=math.inf):
     """x as a Python int, or ValueError unless it is one in least..most."""
-    if not isinstance(x, (int, np.integer)) or not least <= x <= most:
+    is_integer = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+    if not is_integer or not least <= x <= most:
         wanted = f">= {least}" if most == math.inf else f"in {least}..{most}"
         raise ValueError(f"{name} must be an integer {wanted}, got {x!r}")
     return int(x)  # because small NumPy integers overflow

@@ -384,9 +384,8 @@ def test_constructions_1_2_and_3_oracle_weights_return_their_targets():
         for l in range(1, TINY.L + 1):
             x = np.eye(16)[TINY.rules[l - 1] @ [4, 1]]  # (V, m, V^s)
             W = np.einsum("nz,nkx->zx", target(l), x)
-            assert np.array_equal(
-                x @ W.T, np.repeat(target(l)[:, None], TINY.m, axis=1)
-            )
+            exact = np.repeat(target(l)[:, None], TINY.m, axis=1)  # synonyms share it
+            assert np.array_equal(x @ W.T, exact)
             outputs = net[: TINY.L - l + 1].embed(torch.tensor(tree[-1]))
             goal = torch.tensor(target(l))
             errors = (outputs - goal[torch.tensor(tree[l - 1])]).norm(dim=-1)
@@ -882,6 +881,7 @@ REFUSED = [
     (lambda: grammar(4, 5, 2, 1), r"V m <= V\^s is needed, got V = 4, m = 5, s = 2"),
     (lambda: grammar(2, 1, 63, 1), r"V\^s < 2\^63 and s\^L <= 2\^31 are needed"),
     (lambda: TINY.sample(2**29, RNG), r"are more than 2\^31 tokens"),
+    (lambda: TINY.signal(True), "level must be an integer in 1..3, got True"),
     (lambda: TINY.signal(4), "level must be an integer in 1..3, got 4"),
     (lambda: TINY.parse(np.zeros((2, 4), int)), r"tokens must be \(n, 8\)"),
     (lambda: ODD.parse([[0, 1, 0, 0], [0, 1, 1, 0]]), "row 1: .* level-2 patch"),

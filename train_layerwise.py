@@ -302,7 +302,8 @@ def main(argv=None):
             picture.check_figure(figure)
         net, stages, diagnoses = run(rhm, config)
         if picture:
-            picture.plot_layers(net, rhm, config, stages, diagnoses, figure)
+            with torch_threads(1):
+                picture.plot_layers(net, rhm, config, stages, diagnoses, figure)
         print(
             f"Picture: {figure}" if picture else "No picture: no figures/layerwise.py"
         )
