@@ -21,9 +21,9 @@ import torch
 from torch.nn import functional as F
 
 import train_layerwise as tl
-from figures.layerwise import compare_patches, plot_layers
-from figures.sample_complexity import sweep, train_one_level
-from figures.theorem_7 import proof_constants
+from experiments.layerwise import compare_patches, plot_layers
+from experiments.sample_complexity import sweep, train_one_level
+from experiments.theorem_7 import proof_constants
 from model import DeepCNN, Level, distinct_rows, random_fourier_features
 from rhm import RHM, signal_bound, typical_signal
 from train_layerwise import (

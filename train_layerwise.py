@@ -117,7 +117,7 @@ def choose_sigma(h, counts, factor, rng, pairs=20_000):
     two symbols (Assumption 9), which the learner does not know.  Two random tokens are
     the same symbol with probability about 1/V.  So distances inside a symbol end, and
     those between two begin, at about the 1/V quantile: see the histogram in
-    figures/layerwise.png.  sigma is `factor` times that quantile.
+    experiments/layerwise.png.  sigma is `factor` times that quantile.
     h: embeddings (U, s, V); each row weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
@@ -284,7 +284,7 @@ def main(argv=None):
         ("seed", Config.seed, "of grammar, data and features"),
         ("device", Config.device, "cpu or cuda"),
         ("threads", Config.threads, "of torch; more help on a quiet machine only"),
-        ("figure", "figures/layerwise.png", "picture to write"),
+        ("figure", "experiments/layerwise.png", "picture to write"),
     ):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     # One line, where argparse prints the usage as well:
@@ -292,7 +292,7 @@ def main(argv=None):
     options = vars(parser.parse_args(argv))
     figure, sizes = options.pop("figure"), [options.pop(name) for name in "VmsL"]
     try:
-        from figures import layerwise as picture
+        from experiments import layerwise as picture
     except ImportError:
         picture = None  # the three modules alone
     try:
@@ -305,7 +305,7 @@ def main(argv=None):
             with torch_threads(1):
                 picture.plot_layers(net, rhm, config, stages, diagnoses, figure)
         print(
-            f"Picture: {figure}" if picture else "No picture: no figures/layerwise.py"
+            f"Picture: {figure}" if picture else "No picture: no experiments/layerwise.py"
         )
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         parser.error((str(error) or "out of memory").splitlines()[0])

@@ -1,4 +1,4 @@
-"""The picture of a run, figures/layerwise.png: `python train_layerwise.py` draws it."""
+"""The picture of a run, experiments/layerwise.png: `python train_layerwise.py` draws it."""
 
 import math
 from pathlib import Path

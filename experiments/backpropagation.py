@@ -1,4 +1,4 @@
-"""What one would do instead: `python -m figures.backpropagation`, half an hour.
+"""What one would do instead: `python -m experiments.backpropagation`, half an hour.
 
 The same architecture with ReLU for the fixed features, all levels at once by Adam on
 the cross-entropy, against layerwise training: seconds and sentences until 99% of fresh
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from figures.sample_complexity import draw_grammars
+from experiments.sample_complexity import draw_grammars
 from train_layerwise import Config, accuracy, torch_threads, train
 
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -87,7 +87,7 @@ def layerwise(rhm, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m figures.backpropagation")
+    parser = argparse.ArgumentParser(prog="python -m experiments.backpropagation")
     parser.add_argument("--L", type=int, nargs="+", default=[3, 4, 5, 6])
     parser.add_argument("--grammars", type=int, default=3)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Theorem 7, measured: how many samples does layerwise training need?
 
-`python -m figures.sample_complexity`, six to eight minutes.  For grammars of several
+`python -m experiments.sample_complexity`, six to eight minutes.  For grammars of several
 sizes it measures the test accuracy against the number N of training sentences of all
 levels, finds N*, the N of 90% accuracy, and asks with which power of m it grows.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from figures.layerwise import check_figure
+from experiments.layerwise import check_figure
 from model import DeepCNN
 from rhm import RHM
 from train_layerwise import Config, accuracy, draw_first_patches, new_level
@@ -112,7 +112,7 @@ def train_one_level(rhm, N, sigma, ridge=0.003, seed=0, device="cpu"):
 
     Of the grammar it uses N samples and the sizes.  M = 1024 and 44,860 steps; with
     these, sigma = L and ridge = 0.003 are within 3 percentage points of the best of
-    `python -m figures.measurements one_level`.  Returns the DeepCNN.
+    `python -m experiments.measurements one_level`.  Returns the DeepCNN.
     """
     config = Config(M=1024, ridge=ridge, eps=1e-300, seed=seed, device=device)
     data_rng, feature_rng = (np.random.default_rng([seed, k]) for k in (1, 2))
@@ -219,11 +219,11 @@ def plot_samples_needed(ax, needed, color):
 def main(argv=None):
     """The command line; bad input ends it with one line and exit code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m figures.sample_complexity",
+        prog="python -m experiments.sample_complexity",
         description="Measure how many samples layerwise training needs.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    path = "figures/sample_complexity.png"
+    path = "experiments/sample_complexity.png"
     parser.add_argument("--figure", default=path, help="picture to write")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.error = lambda text: parser.exit(2, f"{parser.prog}: error: {text}\n")

@@ -1,4 +1,4 @@
-"""What Theorem 7 asks and what we use: `python -m figures.theorem_7` prints the table.
+"""What Theorem 7 asks and what we use: `python -m experiments.theorem_7` prints the table.
 
 Not a measurement of the theorem: the constants of its proof, for the default grammar,
 beside the settings of the default run and what that run reaches.
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from figures.layerwise import compare_patches
+from experiments.layerwise import compare_patches
 from rhm import RHM
 from train_layerwise import Config, diagnose, schedule, train
 

@@ -1,4 +1,4 @@
-"""Smaller measurements for figures/README.md: `python -m figures.measurements NAME`."""
+"""Smaller measurements for experiments/README.md: `python -m experiments.measurements NAME`."""
 
 import argparse
 import math
@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from figures.sample_complexity import draw_grammars, train_one_level
+from experiments.sample_complexity import draw_grammars, train_one_level
 from model import distinct_rows
 from rhm import RHM
 from train_layerwise import (
@@ -195,7 +195,7 @@ def main():
             merged_rows,
         )  # fmt: skip
     }
-    parser = argparse.ArgumentParser(prog="python -m figures.measurements")
+    parser = argparse.ArgumentParser(prog="python -m experiments.measurements")
     parser.add_argument("name", choices=measurements)
     measurements[parser.parse_args().name]()
 
