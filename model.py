@@ -3,117 +3,107 @@
 Every level has one matrix W for all its patches: a convolution with kernel = stride =
 s.  A patch concatenates s token embeddings from R^V and is lifted to R^(2M).
 
-    tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, V)
+    tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, 1, V)
 """
 
-import math
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
-
-CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the cache
-
-
-def random_fourier_features(h, omega):
-    """Eq. (6): M^(-1/2) (cos <w_k, h>, sin <w_k, h>) for k = 1..M.
-
-    h (..., s V), omega (M, s V) with rows w_k ~ N(0, sigma^-2 I) -> (..., 2M), of norm
-    1.  Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).
-    """
-    angles = h.to(omega.dtype) @ omega.T  # (..., M)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(omega) ** 0.5
 
 
 class Level(nn.Module):
     """One level: s token embeddings in, one token embedding of the level above out.
 
-    omega (M, s V): the fixed frequencies; W (V, 2M): the trained weights.
+    omega (M, s V): the fixed frequencies of Eq. (6), rows w_k ~ N(0, sigma^-2 I), drawn
+    once from rng, a NumPy Generator or a seed.  W (V, 2M): the weights, 0 at first.
     """
 
-    def __init__(self, omega, W):
+    def __init__(self, V, s, M, sigma, rng):
         super().__init__()
-        self.register_buffer("omega", omega)
-        self.W = nn.Parameter(W)
-        self.s = omega.shape[1] // len(W)
+        omega = np.random.default_rng(rng).standard_normal((M, s * V)) / sigma
+        self.register_buffer("omega", torch.tensor(omega, dtype=torch.float32))
+        self.W = nn.Parameter(torch.zeros(V, 2 * M))
+        self.s = s
 
-    def patch_embedding(self, h):
-        """Eq. (1) with the map of Eq. (6): s tokens (..., s V) -> x (..., 2M)."""
-        return random_fourier_features(h, self.omega)
+    def patch_embedding(self, patches):
+        """Eqs. (1), (6): x = M^(-1/2) (cos <w_k, h>, sin <w_k, h>) for k = 1..M.
+
+        patches: h, the s concatenated embeddings, (..., s V) -> x (..., 2M), of norm 1.
+        Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).
+        """
+        angles = patches @ self.omega.T  # (..., M)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(self.omega) ** 0.5
 
     def forward(self, h):
-        """Eq. (2): W x divided by the sum of its entries, (..., s V) -> (..., V).
+        """Eq. (2): W x divided by the sum of its entries, for every patch of a level.
 
-        The proof has W x near alpha_mu p_mu q_mu (Lemma 14), so the quotient is near q.
+        (n, width, V) -> (n, width / s, V).  The proof has W x near a positive multiple
+        of q_mu (Lemmas 14, 16), whose entries sum to 1: so the quotient is near q_mu.
         """
-        scores = self.patch_embedding(h) @ self.W.T
+        patches = h.unflatten(1, (-1, self.s)).flatten(2)  # (n, width / s, s V)
+        scores = self.patch_embedding(patches) @ self.W.T  # (n, width / s, V)
         return scores / scores.sum(-1, keepdim=True)
 
 
-class DeepCNN(nn.Sequential):
-    """Section 2.2: one-hot tokens of V symbols, then levels, the bottom one first."""
+def deep_cnn(V, *levels):
+    """Section 2.2: one-hot embeddings of V symbols, then levels, the bottom one first.
 
-    def __init__(self, V, *levels):
-        super().__init__(*levels)
-        self.V = V
-
-    def __getitem__(self, index):
-        """net[:k] is the network after k stages; it keeps its V."""
-        if isinstance(index, slice):
-            return DeepCNN(self.V, *list(self)[index])
-        return super().__getitem__(index)
-
-    def forward(self, tokens):
-        """Section 2.2: integers (n, width) -> (n, width / s^k, V) after k levels.
-
-        The output (n, V) when one token is left.  ValueError for tokens outside 0..V-1
-        and for a width that s^k does not divide.
-        """
-        self._check(tokens)
-        h = F.one_hot(tokens.long(), self.V).float()  # (n, width, V)
-        for level in self:
-            h = level(h.unflatten(1, (-1, level.s)).flatten(2))  # (n, width / s, V)
-        return h[:, 0] if h.shape[1] == 1 else h
-
-    def embed(self, tokens):
-        """forward, with equal patches computed once: efficiency only.
-
-        Training and measuring use it.  Always (n, width / s^k, V).
-        """
-        self._check(tokens)
-        ids = tokens.long()  # token j of sentence i has the embedding table[ids[i, j]]
-        table = torch.eye(self.V, device=tokens.device)
-        for level in self:
-            patches = ids.unflatten(1, (-1, level.s))  # (n, width / s, s)
-            rows, numbers = distinct_rows(patches.flatten(0, 1), len(table))
-            ids = numbers.view(patches.shape[:2])  # which of the rows a patch is
-            chunks = [level(table[chunk].flatten(1)) for chunk in rows.split(CHUNK)]
-            table = torch.cat(chunks)  # (distinct patches, V)
-        return table[ids]
-
-    def _check(self, tokens):
-        size = math.prod(level.s for level in self)
-        if tokens.ndim != 2 or tokens.is_floating_point() or tokens.shape[1] % size:
-            got = f"got {tokens.dtype} of shape {tuple(tokens.shape)}"
-            raise ValueError(f"tokens must be integers (n, multiple of {size}), {got}")
-        if tokens.numel() and not 0 <= tokens.min() <= tokens.max() < self.V:
-            got = f"got {tokens.min()} to {tokens.max()}"
-            raise ValueError(f"tokens must lie in 0..{self.V - 1}, {got}")
-
-
-def distinct_rows(ids, base):
-    """The distinct rows of integers (n, width) in range(base), n * base < 2^63.
-
-    Not in the paper.  Returns (U, width), and for each row its number among them, (n,).
+    net(tokens) is (n, 1, V) for integers (n, s^L); net[: k + 1] has the first k levels.
     """
-    code = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    codes = 1  # code, the row so far as a number in base `base`, is below this
-    for column in ids.T:
-        if codes * base >= 2**63:  # renumber before int64 overflows
-            values, code = torch.unique(code, return_inverse=True)
-            codes = len(values)
-        code, codes = code * base + column, codes * base
-    values, numbers = torch.unique(code, return_inverse=True)
-    rows = ids.new_empty(len(values), ids.shape[1])
-    rows[numbers] = ids  # every copy of a row writes the same entries
-    return rows, numbers
+    return nn.Sequential(nn.Embedding.from_pretrained(torch.eye(V)), *levels)
+
+
+# ---- Efficiency only: nothing below is in the paper ----------------------------------
+
+CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the cache
+
+
+@torch.no_grad()
+def embed(net, tokens):
+    """net(tokens) with equal patches computed once, without gradients.
+
+    tokens: integers (n, width).  Returns the different embeddings, table (U, V), and
+    which of them each token of the top level has, ids (n, width / s^k) after k levels:
+    table[ids] is net(tokens).  ValueError for tokens outside 0..V-1.
+    """
+    table, ids = net[0].weight, tokens
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < len(table):
+        got = f"got {ids.min()} to {ids.max()}"
+        raise ValueError(f"tokens must lie in 0..{len(table) - 1}, {got}")
+    for level in net[1:]:
+        patches = ids.unflatten(1, (-1, level.s))  # (n, width / s, s)
+        rows, number = distinct_rows(patches.flatten(0, 1))
+        table = torch.cat([level(table[chunk])[:, 0] for chunk in rows.split(CHUNK)])
+        ids = number.view(patches.shape[:2])
+    return table, ids
+
+
+def distinct_rows(ids):
+    """The different rows of integers ids >= 0, (n, width), and the number of each.
+
+    Returns rows (U, width) and number (n,), so that rows[number] is ids.
+    """
+    number = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
+    for column in ids.T:  # number the pairs of the row so far and its next entry
+        pairs = number * (column.max() + 1) + column
+        number = torch.unique(pairs, return_inverse=True)[1]
+    rows = ids.new_empty(number.max() + 1, ids.shape[1])
+    rows[number] = ids  # every copy of a row writes the same entries
+    return rows, number
+
+
+@contextmanager
+def torch_threads(threads):
+    """Hold torch to so many threads, then restore the caller's; also a decorator.
+
+    Of two threads each waits for the slower one.  Beside a busy program that took up
+    to 100 times longer.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

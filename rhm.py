@@ -11,18 +11,21 @@ level l-1 to level l stand its rules, its matrix T_l, the posterior q^(l) of the
 given the first level-l patch, and the level of the network that undoes the step.
 
     level 0              zeta               the label
-                      /        \            rules[0]   transition(1)   q^(1)   net[2]
+                      /        \            rules[0]   transition(1)   q^(1)   net[3]
     level 1          nu         .           nu, the parent of mu
-                   /    \     /   \         rules[1]   transition(2)   q^(2)   net[1]
+                   /    \     /   \         rules[1]   transition(2)   q^(2)   net[2]
     level 2      [ .     . ] .     .        mu = [. .], the first level-2 patch
-                  / \   / \ / \   / \       rules[2]   transition(3)   q^(3)   net[0]
+                  / \   / \ / \   / \       rules[2]   transition(3)   q^(3)   net[1]
     level 3       o o   o o . .   . .       the sentence; o: the leaves under mu
 
+q^(l) uses T_1 ... T_(l-1) only: q^(1) is one-hot.  net[0] is the one-hot embedding.
 Synonyms are patches that the same symbol generates.  A level has V m patches, the
-paper's set P_l.  This file needs NumPy only; `python rhm.py` shows a small grammar.
+paper's set P_l.  Two letters differ from the paper's: T_l is its bold P_l, and the
+rho^(l) of Eq. (5) is a lower bound of our `signal`.  `python rhm.py` shows a grammar.
 """
 
 import math
+import operator
 
 import numpy as np
 
@@ -30,18 +33,23 @@ import numpy as np
 class RHM:
     """A (V, m)-uniform, non-ambiguous grammar (Section 2.1, Definitions 3 and 4).
 
-    rules: integers (L, V, m, s).  The label and the rule of each symbol are uniform.
-    ValueError for a token outside 0..V-1 and for a patch that is generated twice.
+    rules: integers (L, V, m, s), or a list of L arrays or tensors (V, m, s).  There are
+    as many labels as symbols.  The label and the rule of each symbol are uniform.
+    ValueError for other shapes, a token outside 0..V-1, a patch generated twice; in
+    the methods for a level outside 1..L.  rng is a NumPy Generator or a seed.
     """
 
     def __init__(self, rules):
-        rules = np.asarray(rules)
-        if rules.ndim != 4:
+        try:
+            rules = np.stack([np.asarray(level) for level in rules])  # a copy
+        except ValueError as error:
+            raise ValueError("rules must be (L, V, m, s), not ragged") from error
+        if rules.ndim != 4 or rules.size == 0:
             raise ValueError(f"rules must be (L, V, m, s), got shape {rules.shape}")
         self.L, self.V, self.m, self.s = rules.shape
-        _check_sizes(self.V, self.m, self.s, self.L)
-        self.rules = _as_tokens("rules", rules, self.V)
         self.d = self.s**self.L  # tokens per sentence
+        self.rules = self._as_tokens(rules)
+        self.rules.setflags(write=False)  # the parse would not follow an edit
         self._parents = [{} for _ in range(self.L)]  # [l]: patch of level l+1 -> symbol
         for l, nu, j in np.ndindex(self.L, self.V, self.m):
             patch = tuple(self.rules[l, nu, j].tolist())
@@ -56,50 +64,53 @@ class RHM:
 
         Appendix B: every symbol is the first token of exactly m patches, so that first
         tokens are uniform at every level and kappa = 1.  uniform_first_token=False: any
-        V m of the V^s patches, as in Cagnetta et al. (2024).  rng: a NumPy Generator.
-        ValueError when there is no such grammar, or V^s or s^L is too large.
+        V m of the V^s patches, as in Cagnetta et al. (2024).  ValueError when there is
+        no such grammar, or V^s or s^L is too large.
         """
-        V, m, s, L = _check_sizes(V, m, s, L)
-        rules = np.empty((L, V, m, s), dtype=np.int32)
-        # Patches are numbered in base V.  int64, for NumPy 1 on Windows has 32 bits.
-        powers = V ** np.arange(s - 1, -1, -1, dtype=np.int64)
-        for l in range(L):
+        V, m, s, L = (operator.index(size) for size in (V, m, s, L))
+        exists = min(V, m, s, L) >= 1 and s * math.log2(V) < 63 and V * m <= V**s
+        if not exists or L * math.log2(s) > 31:
+            needed = "sizes >= 1, V m <= V^s < 2^63 and s^L <= 2^31 are needed"
+            raise ValueError(f"{needed}, got V = {V}, m = {m}, s = {s}, L = {L}")
+        rng = np.random.default_rng(rng)
+        # Patches are numbered in base V.  int64: NumPy 1 on Windows would have 32 bits.
+        heads, powers = np.arange(V, dtype=np.int64), np.int64(V) ** np.arange(s)[::-1]
+        rules = []
+        for _ in range(L):
             if uniform_first_token:
                 tails = [rng.choice(V ** (s - 1), m, replace=False) for _ in range(V)]
-                numbers = np.arange(V, dtype=np.int64)[:, None] * V ** (s - 1) + tails
+                numbers = np.arange(V)[:, None] * V ** (s - 1) + tails
             else:
                 numbers = rng.choice(V**s, V * m, replace=False)
             dealt = rng.permutation(numbers.ravel()).reshape(V, m, 1)
-            rules[l] = dealt // powers % V  # the s digits of every number
+            rules.append(dealt // powers % V)  # the s digits of every number
         return cls(rules)
+
+    def __repr__(self):
+        return f"RHM(V={self.V}, m={self.m}, s={self.s}, L={self.L})"
 
     def sample_tree(self, n, rng, level=1):
         """Draw n derivations, latent symbols included (Definition 3).
 
         Only the first level-`level` patch is drawn, with its ancestors and descendants;
-        level 1 is the whole sentence.  Returns L + 1 int32 arrays: number l is
+        level 1 is the whole sentence.  Returns L + 1 int64 arrays: number l is
         (n, s^(l-level+1)) from l = level on, (n, 1) above.
-        ValueError for n < 0, a level outside 1..L, or more than 2^31 tokens.
         """
-        n, level = as_integer("n", n, 0), as_integer("level", level, 1, self.L)
-        if n * self.s ** (self.L - level + 1) > 2**31:
-            raise ValueError(f"{n} samples of level {level} are more than 2^31 tokens")
-        small = np.min_scalar_type(self.m - 1)  # small integers are drawn faster
-        tree = [rng.integers(self.V, size=(n, 1), dtype=np.int32)]
-        for l, rules in enumerate(self.rules):
-            choice = rng.integers(self.m, size=tree[l].shape, dtype=small)
-            row = tree[l] * self.m + choice  # faster than rules[tree[l], choice]
-            patches = rules.reshape(-1, self.s).take(row, axis=0)
-            tokens = patches.reshape(n, row.shape[1] * self.s)
+        self._check_level(level)
+        rng = np.random.default_rng(rng)
+        tree = [rng.integers(self.V, size=(n, 1))]
+        for l, rules in enumerate(self.rules, start=1):
+            choice = rng.integers(self.m, size=tree[-1].shape)
+            tokens = rules[tree[-1], choice].reshape(n, tree[-1].shape[1] * self.s)
             # Above the patch sought, only the first token leads to it.
-            tree.append(tokens if l + 1 >= level else tokens[:, :1])
+            tree.append(tokens if l >= level else tokens[:, :1])
         return tree
 
     def sample(self, n, rng, level=1):
         """Draw what a learner may see (Section 2.3), by sample_tree.
 
         Returns the leaves under the first level-`level` patch, (n, s^(L-level+1)), and
-        the labels (n,), int32.
+        the labels (n,), int64.
         """
         tree = self.sample_tree(n, rng, level)
         return tree[-1], tree[0][:, 0]
@@ -108,31 +119,31 @@ class RHM:
         """Recover all symbols of whole sentences, bottom up (Section 2.1).
 
         The parse is unique, since no patch has two parents.  tokens: integers (n, d).
-        Returns L + 1 int32 arrays (n, s^l), labels first.  ValueError for other tokens
+        Returns L + 1 int64 arrays (n, s^l), labels first.  ValueError for other tokens
         and for a patch that no symbol generates.
         """
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.shape[1] != self.d:
             raise ValueError(f"tokens must be (n, {self.d}), got shape {tokens.shape}")
-        tree = [_as_tokens("tokens", tokens, self.V)]
+        tree = [self._as_tokens(tokens)]
         for l in range(self.L, 0, -1):
             width, parents = self.s ** (l - 1), self._parents[l - 1]
-            patches = list(zip(*tree[0].reshape(-1, self.s).T.tolist()))
+            patches = [tuple(patch) for patch in tree[0].reshape(-1, self.s).tolist()]
             symbols = [parents.get(patch) for patch in patches]
             if None in symbols:
                 k = symbols.index(None)
                 unknown = f"no symbol generates the level-{l} patch {patches[k]}"
-                raise ValueError(f"row {k // width}: {unknown}")
-            tree.insert(0, np.array(symbols, dtype=np.int32).reshape(-1, width))
+                raise ValueError(f"sentence {k // width}: {unknown}")
+            tree.insert(0, np.array(symbols, dtype=np.int64).reshape(-1, width))
         return tree
 
     def transition(self, l):
         """T_l (V, V): the share of the rules of nu whose first token is mu, Appendix B.
 
-        Rows nu of level l-1, columns mu of level l.  The paper writes a bold P_l.
-        ValueError for a level outside 1..L.
+        Rows nu of level l-1, columns mu of level l: here mu is one token, not a patch.
+        The paper writes a bold P_l.
         """
-        l = as_integer("level", l, 1, self.L)
+        self._check_level(l)
         return np.eye(self.V)[self.rules[l - 1, :, :, 0]].mean(1)
 
     def _label_and_first_symbol(self, l):
@@ -146,9 +157,9 @@ class RHM:
         """q_mu^(level), Eq. (4): P[label | the first level-`level` patch is mu].
 
         Row nu of the result, (V, V), is q for all patches of the level-(level-1) symbol
-        nu, by Bayes' rule; NaN when nu is never first.  ValueError as transition.
+        nu, by Bayes' rule; NaN when nu is never first.
         """
-        level = as_integer("level", level, 1, self.L)
+        self._check_level(level)
         joint = self._label_and_first_symbol(level - 1)
         with np.errstate(invalid="ignore"):
             return (joint / joint.sum(0)).T
@@ -167,7 +178,7 @@ class RHM:
         """rho^(level): the smallest ||q_mu - q_mu'|| of patches that are not synonyms.
 
         The paper's rho, Eq. (5), is its lower bound K_rho m^(-level/2).  inf when fewer
-        than two symbols can come first.  ValueError as transition.
+        than two symbols can come first.
         """
         return float(self._distances(level).min())
 
@@ -190,14 +201,28 @@ class RHM:
         """Say where Assumption 6 fails: a list of lines, empty when it holds."""
         lines = []
         for l in range(1, self.L + 1):
+            fails, of = f"fails at level {l}", f"of level {l - 1}"
             never = np.flatnonzero(np.isnan(self.label_posterior(l)[:, 0])).tolist()
             if never:
-                why = f"symbols {never} of level {l - 1} are never first"
-                lines.append(f"Assumption 6(a) fails at level {l}: kappa = inf, {why}")
+                why = f"kappa = inf, symbols {never} {of} are never first"
+                lines.append(f"Assumption 6(a) {fails}: {why}")
             for nu, other in np.argwhere(self._distances(l) == 0)[:1]:
-                why = f"symbols {nu} and {other} of level {l - 1} have the same q"
-                lines.append(f"Assumption 6(b) fails at level {l}: K_rho = 0, {why}")
+                why = f"K_rho = 0, symbols {nu} and {other} {of} have the same q"
+                lines.append(f"Assumption 6(b) {fails}: {why}")
         return lines
+
+    def _check_level(self, level):
+        if level not in range(1, self.L + 1):
+            raise ValueError(f"level must be in 1..{self.L}, got {level}")
+
+    def _as_tokens(self, tokens):
+        """An int64 copy; ValueError unless tokens are integers in 0..V-1."""
+        if not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.V:
+            got = f"got {tokens.min()} to {tokens.max()}"
+            raise ValueError(f"tokens must lie in 0..{self.V - 1}, {got}")
+        return tokens.astype(np.int64)
 
 
 def typical_signal(V, m, level):
@@ -206,50 +231,22 @@ def typical_signal(V, m, level):
     Lemmas 21 and 26: E ||T z||^2 = ||z||^2 (V-1)/(mV-1) over Appendix B's deals, for
     every z that sums to 0; q_mu - q_mu' is level - 1 such T applied to e_nu - e_nu'.
     """
-    return np.sqrt(2 * ((V - 1) / max(m * V - 1, 1)) ** (level - 1))
+    return math.sqrt(2 * ((V - 1) / max(m * V - 1, 1)) ** (level - 1))
 
 
 def signal_bound(m, level):
-    """Proposition 19: rho^(level) >= (20 m)^(-(level-1)/2) with high probability."""
+    """Proposition 19: rho^(level) >= (20 m)^(-(level-1)/2), for Appendix B's grammars.
+
+    With high probability, when V and m are of order log d and not tiny.
+    """
     return (20 * m) ** (-(level - 1) / 2)
 
 
-def as_integer(name, x, least, most=math.inf):
-    """x as a Python int, or ValueError unless it is one in least..most."""
-    is_integer = isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-    if not is_integer or not least <= x <= most:
-        wanted = f">= {least}" if most == math.inf else f"in {least}..{most}"
-        raise ValueError(f"{name} must be an integer {wanted}, got {x!r}")
-    return int(x)  # because small NumPy integers overflow
-
-
-def _check_sizes(V, m, s, L):
-    """Sizes as ints; refuse those without a non-ambiguous grammar (Section 2.1)."""
-    V, m, s, L = (as_integer(*size, 1) for size in zip("VmsL", (V, m, s, L)))
-    got = f"got V = {V}, m = {m}, s = {s}, L = {L}"
-    # min: so that enormous exponents do not overflow
-    if min(s, 63) * math.log2(V) >= 63 or min(L, 32) * math.log2(s) > 31:
-        raise ValueError(f"V^s < 2^63 and s^L <= 2^31 are needed, {got}")
-    if V * m > V**s:
-        raise ValueError(f"V m <= V^s is needed, {got}")
-    return V, m, s, L
-
-
-def _as_tokens(name, tokens, V):
-    """An int32 copy of tokens; ValueError unless they are integers in 0..V-1."""
-    if not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"{name} must be integers, got {tokens.dtype}")
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < V:
-        got = f"got {tokens.min()} to {tokens.max()}"
-        raise ValueError(f"{name} must lie in 0..{V - 1}, {got}")
-    return tokens.astype(np.int32)
-
-
 def main():
-    """Show a small grammar: its rules, one derivation, q, and the signal by level."""
+    """Show a small grammar: its rules, one derivation, and q."""
     rng = np.random.default_rng(22)
     rhm = RHM.random(V=4, m=2, s=2, L=3, rng=rng)
-    print("A random hierarchy model: V = 4, m = 2, s = 2, L = 3")
+    print(f"A random hierarchy model: {rhm}")
     for l, rules in enumerate(rhm.rules):
         texts = [f"{nu} -> {mu} | {synonym}" for nu, (mu, synonym) in enumerate(rules)]
         print(f"  level {l} -> {l + 1}:  {'    '.join(texts)}")
@@ -260,11 +257,6 @@ def main():
     print("\nq, the law of the label given the first level-2 patch: synonyms share it")
     for (mu, synonym), q in zip(rhm.rules[1], rhm.label_posterior(2)):
         print(f"  {mu} or {synonym}:  q = {q}")
-    print("\nrho, the smallest distance of two q, a typical one, and Proposition 19")
-    for l in range(1, rhm.L + 1):
-        typical, bound = typical_signal(rhm.V, rhm.m, l), signal_bound(rhm.m, l)
-        print(f"  level {l}   {rhm.signal(l):.4f}   {typical:.4f}   {bound:.4f}")
-    print(f"  kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
 
 
 if __name__ == "__main__":

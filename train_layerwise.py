@@ -2,72 +2,81 @@
 
 `python train_layerwise.py` trains on sentences and labels alone, and compares every
 level with the exact theory afterwards.  Below: the algorithm, what it calls in the
-order of the calls, measurements, the command line.
+order of the calls, the proof's constants, measurements, the picture, the command line.
 """
 
 import argparse
 import math
+import os
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from numbers import Real
+from collections import namedtuple
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
-from model import CHUNK, DeepCNN, Level, distinct_rows
-from rhm import RHM, as_integer
+from model import CHUNK, Level, deep_cnn, distinct_rows, embed, torch_threads
+from rhm import RHM, signal_bound, typical_signal
+
+
+def setting(default, help):
+    """A field of Config, which is an option of the command line as well."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class Config:
-    """The learner's settings; the README compares them with what the theorem asks."""
+    """The learner's settings.  The notebook compares them with what the proof asks."""
 
-    C: float = 10.0  # samples: N^(l) = C |P_l| m^l, where |P_l| = V m
-    M: int = 512  # random frequencies per level, Eq. (6)
-    seed: int = 0  # streams default_rng([seed, k]): k = 1 data, 2 features, 3 and 4 run
-    ridge: float = 0.01  # lambda_W = ridge / |P_l|; the proof has ridge = 1
-    bandwidth: float = 1.5  # sigma = bandwidth times a quantile (choose_sigma)
-    kappa: float = 1.0  # of Assumption 6(a): what the learner assumes in Lemma 17
-    eps: float = 0.01  # target error eps_* of Lemma 17; sets the number of steps
-    device: str = "cpu"  # or cuda
-    threads: int = 1  # of torch; more are faster on a quiet machine only
-
-    def __post_init__(self):
-        check_config(self)
+    C: float = setting(20.0, "samples: C kappa V m m^l for level l")
+    M: int = setting(256, "random frequencies per level")
+    ridge: float = setting(0.01, "lambda_W = ridge / (V m); the proof has ridge = 1")
+    sigma_quantile: float = setting(1.5, "sigma: the this / V quantile of distances")
+    kappa: float = setting(1.0, "the kappa of Assumption 6 that the learner assumes")
+    eps: float = setting(0.01, "target error of Lemma 17: sets the number of steps")
+    seed: int = setting(0, "of grammar, data and features")
+    device: str = setting("cpu", "cpu or cuda")
 
 
-def train(rhm, config, report=None, sigmas=None):
+Stage = namedtuple("Stage", "level N patches sigma losses")
+
+
+@torch_threads(1)
+def train(rhm, config, report=None, sigmas=None, descend=None):
     """The training algorithm of Section 2.3; returns (net, stages).
 
     Bottom up, each level learns to predict the *label* from the first patch of fresh
-    sentences, embedded by the levels below.  Of the grammar it uses rhm.sample and the
-    sizes V, m, s, L only.  report(net, stage) is called after each stage; sigmas,
-    {level: bandwidth}, replace the learner's choice.  A stage has its level, N samples,
-    their distinct rows, sigma, T + 1 losses, and the minimum of Eq. (3).
-    ValueError for N > 2^31 or a sigma that is not > 0.
+    sentences, embedded by the levels below.  The first patch is enough: the rules are
+    the same at every place.  The levels above are ignored, as if a residual link led to
+    the output.  Of the grammar it uses rhm.sample and the sizes V, m, s, L only.
+
+    A Stage has its level, N samples, their number of different patches, sigma, and T
+    losses.  report(net, stage) is called after every stage; sigmas, {level: sigma},
+    replace the learner's choice; descend replaces gradient_descent.
+    ValueError for labels outside 0..V-1 and sigmas of levels outside 1..L.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    constants = schedule(V, m, config)  # lambda_W, eta, T
+    lambda_W, eta, T = schedule(V, m, config)
     # 0.5 is not in the paper: the kernel of two different patches is then <= exp(-4).
     sigmas = {L: 0.5} | (sigmas or {})
-    net, stages = DeepCNN(V), []
-    with torch.no_grad(), torch_threads(config.threads):
-        for l in range(L, 0, -1):
-            N = math.ceil(config.C * V * m * m**l)  # geometric in l: Section 4.2
-            leaves, counts = draw_first_patches(rhm, N, l, data_rng, config.device)
-            h = net.embed(leaves)  # U strings, with label counts (U, V) -> (U, s, V)
-            if l not in sigmas:
-                sigmas[l] = choose_sigma(h, counts, config.bandwidth, feature_rng)
-            level = new_level(V, s, sigmas[l], config, feature_rng)
-            stage = SimpleNamespace(level=l, N=N, rows=len(h), sigma=sigmas[l])
-            stage.losses, stage.minimum = train_level(level, h, counts, *constants)
-            net.append(level)
-            stages.append(stage)
-            if report:
-                report(net, stage)
+    if not sigmas.keys() <= set(range(1, L + 1)):
+        raise ValueError(f"sigmas must be for levels 1..{L}, got {list(sigmas)}")
+    net, stages = deep_cnn(V).to(config.device), []
+    for l in range(L, 0, -1):
+        N = math.ceil(config.C * config.kappa * V * m * m**l)  # Section 4.2: ~ m^l
+        tokens, labels = rhm.sample(N, data_rng, l)  # the leaves under the first patch
+        h, counts = merge(net, tokens, labels)
+        if l not in sigmas:
+            sigmas[l] = choose_sigma(h, counts, config.sigma_quantile, feature_rng)
+        level = Level(V, s, config.M, sigmas[l], feature_rng).to(config.device)
+        losses = train_level(level, h, counts, lambda_W, eta, T, descend)
+        net.append(level)
+        stages.append(Stage(l, N, len(h), sigmas[l], losses))
+        if report:
+            report(net, stages[-1])
     return net, stages
 
 
@@ -77,9 +86,10 @@ def train(rhm, config, report=None, sigmas=None):
 def schedule(V, m, config):
     """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
 
-    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is meant for ridge 1.  The curvatures
-    of Eq. (3) lie in [lambda_W, 1 + lambda_W], and the best constant step is
-    2 / (smallest + largest); Lemma 15 prints 2 / (1 + lambda_W) (README, slip 2).
+    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is enough for ridge 1; with a smaller
+    ridge gradient descent stops early.  The curvatures of Eq. (3) lie in [lambda_W,
+    1 + lambda_W], and the best constant step is 2 / (smallest + largest); Lemma 15
+    prints 2 / (1 + lambda_W) (README, slip 2).
     """
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = config.ridge / P
@@ -88,120 +98,162 @@ def schedule(V, m, config):
     return lambda_W, 2 / (1 + 2 * lambda_W), T
 
 
-def draw_first_patches(rhm, N, level, rng, device="cpu", block=2**19):
-    """N fresh samples of Section 2.3, equal ones merged, `block` at a time.
+def merge(net, tokens, labels):
+    """Embed the samples, equal patches once: efficiency only.
 
-    Eq. (3) sees the data only through how often each leaf string under the first
-    level-`level` patch came with each label.
-    Returns the distinct strings (U, s^(L-level+1)) and their label counts (U, V).
-    ValueError for N outside 1..2^31.
+    Eq. (3) sees the data only through how often each patch came with each label; its
+    share of a label is q^ of Lemma 18.
+    tokens (N, s^k), labels (N,) -> the different patches h (U, s, V), counts (U, V).
+    ValueError unless labels are integers (N,) in 0..V-1.
     """
-    N = as_integer(f"the number of samples of level {level}", N, 1, 2**31)
-    V, width = rhm.V, rhm.s ** (rhm.L - level + 1)
-    leaves = torch.zeros(0, width, dtype=torch.int32, device=device)
-    counts = torch.zeros(0, V, dtype=torch.int64, device=device)
-    for start in range(0, N, block):
-        tokens, labels = rhm.sample(min(block, N - start), rng, level)
-        tokens, labels = (torch.as_tensor(a, device=device) for a in (tokens, labels))
-        rows, numbers = distinct_rows(torch.cat([leaves, tokens]), V)
-        old, new = numbers[: len(leaves)], numbers[len(leaves) :]
-        added = torch.bincount(new * V + labels, minlength=len(rows) * V).view(-1, V)
-        leaves, counts = rows, added.index_add(0, old, counts)
-    return leaves, counts
+    device, V = net[0].weight.device, len(net[0].weight)
+    tokens, labels = (torch.as_tensor(a, device=device) for a in (tokens, labels))
+    if (
+        labels.shape != (len(tokens),)
+        or labels.is_floating_point()
+        or not 0 <= labels.min() <= labels.max() < V
+    ):
+        raise ValueError(f"labels must be integers in 0..{V - 1}, one per sentence")
+    table, ids = embed(net, tokens)
+    rows, number = distinct_rows(ids)
+    counts = torch.bincount(number * V + labels, minlength=len(rows) * V)
+    return table[rows], counts.view(-1, V)
 
 
-def choose_sigma(h, counts, factor, rng, pairs=20_000):
+def choose_sigma(h, counts, sigma_quantile, rng, pairs=20_000):
     """The bandwidth sigma of Eq. (6), by a rule that is not in the paper.
 
     Lemma 10 wants sigma in proportion to the smallest distance between embeddings of
     two symbols (Assumption 9), which the learner does not know.  Two random tokens are
-    the same symbol with probability about 1/V.  So distances inside a symbol end, and
-    those between two begin, at about the 1/V quantile: see the histogram in
-    experiments/layerwise.png.  sigma is `factor` times that quantile.
-    h: embeddings (U, s, V); each row weighs as much as its counts (U, V).
+    the same symbol with probability about 1/V; pairs of equal tokens are dropped.  So
+    distances inside a symbol end, and those between two begin, at or below the 1/V
+    quantile: the notebook shows a histogram.  sigma is the sigma_quantile / V quantile,
+    a little further.
+    h: patches (U, s, V); each weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
     rows = torch.from_numpy(rng.choice(len(h), size=(2, pairs), p=weights))
     places = torch.from_numpy(rng.integers(h.shape[1], size=(2, pairs)))
-    tokens = h[rows.to(h.device), places.to(h.device)]  # (2, pairs, V)
-    apart = (tokens[0] - tokens[1]).norm(dim=1)
+    first, second = h[rows.to(h.device), places.to(h.device)]  # embedded, (pairs, V)
+    apart = (first - second).norm(dim=1)
     apart = apart[apart > 0]  # without the pairs of equal tokens
     # If all tokens are equal, any sigma will do.
-    return factor * apart.quantile(1 / h.shape[2]).item() if len(apart) else 1.0
-
-
-def new_level(V, s, sigma, config, rng):
-    """A level before training: M random frequencies of Eq. (6), and W = 0."""
-    omega = rng.standard_normal((config.M, s * V)) / as_positive("sigma", sigma, 1e-30)
-    omega = torch.tensor(omega, dtype=torch.float32, device=config.device)
-    return Level(omega, omega.new_zeros(V, 2 * config.M))
+    share = min(1.0, sigma_quantile / h.shape[2])
+    return apart.quantile(share).item() if len(apart) else 1.0
 
 
 @torch.no_grad()
-def train_level(level, h, counts, lambda_W, eta, T):
-    """Train a level in place: gather the two averages of Eq. (3), then descend.
+def train_level(level, h, counts, lambda_W, eta, T, descend=None):
+    """Train W in place: gather the two averages of Eq. (3), then descend.
 
-    h (U, s, V): embedded patches; counts (U, V): how often each came with each label.
-    Returns the T + 1 losses and their minimum, as gradient_descent does.
+    h (U, s, V): patches; counts (U, V): how often each came with each label.
+    Returns the losses, as gradient_descent does.
     """
-    frequencies = counts.to(level.W.dtype) / counts.sum()  # (U, V)
+    frequencies = counts.to(h.dtype) / counts.sum()  # (U, V)
     covariance, correlation = 0, 0
-    for rows, p in zip(h.split(CHUNK), frequencies.split(CHUNK)):
-        x = level.patch_embedding(rows.flatten(1))  # (u, 2M)
+    for patches, p in zip(h.split(CHUNK), frequencies.split(CHUNK)):
+        x = level.patch_embedding(patches.flatten(1))  # (u, 2M)
         covariance += x.T @ (p.sum(1, keepdim=True) * x)  # E^[x x^T]
         correlation += p.T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
-    W, losses, least = gradient_descent(covariance, correlation, lambda_W, eta, T)
+    descend = descend or gradient_descent
+    W, losses = descend(covariance, correlation, lambda_W, eta, T)
     level.W.copy_(W)
-    return losses, least
+    return losses.cpu().numpy()
 
 
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
-    """T steps of gradient descent on Eq. (3) from W = 0 (Section 2.3).
+    """T steps of gradient descent on Eq. (3) from W = 0 (Section 2.3, Lemma 15).
 
-    covariance: E^[x x^T], uncentred, (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
-    Returns W (V, 2M), the T + 1 losses, and the loss of the closed-form minimiser.
+    covariance: E^[x x^T], (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
+    Returns W (V, 2M), and the loss before every step, (T,).
     """
-    # Efficiency only: with E^[x x^T] = Q diag(spectrum) Q^T the same steps, done on WQ,
-    # cost V 2M products each instead of V (2M)^2.
-    spectrum, Q = torch.linalg.eigh(covariance)
-    spectrum = spectrum.clamp(min=0)  # below 0 by rounding only
-    target = correlation @ Q
+    W = torch.zeros_like(correlation)
+    losses = W.new_empty(T)
+    for t in range(T):
+        gradient = W @ covariance - correlation + lambda_W * W
+        # Eq. (3) multiplied out, with ||e_zeta|| = 1:
+        losses[t] = 0.5 + 0.5 * (W * (gradient - correlation)).sum()
+        W = W - eta * gradient
+    return W, losses
 
-    def loss(WQ):  # Eq. (3) multiplied out, with ||e_zeta|| = 1
-        return 0.5 + (WQ * (0.5 * (spectrum + lambda_W) * WQ - target)).sum()
 
-    WQ = torch.zeros_like(target)
-    losses = [loss(WQ)]
-    for _ in range(T):  # W <- W - eta (W E^[x x^T] - E^[e_zeta x^T] + lambda_W W)
-        WQ = WQ - eta * (WQ * spectrum - target + lambda_W * WQ)
-        losses.append(loss(WQ))
-    minimiser = target / (spectrum + lambda_W)  # E^[e x^T] (E^[x x^T] + lambda_W I)^-1
-    return WQ @ Q.T, torch.stack(losses).cpu().numpy(), loss(minimiser).item()
+# ---- The constants of the proof, for comparison; the run above uses its own ----------
+
+
+def proof_constants(rhm, eps=0.01, delta=1e-6):
+    """{level: what the proof of Theorem 7 asks}, the README's slips 1 to 3 mended.
+
+    eps: the error allowed at level 1; delta: the probability of failure at each level.
+    Lemma 11 chains the levels, with the grammar's own rho; Lemmas 10, 15, 16 and 17
+    give the constants of one level.  ValueError where Assumption 6 fails.
+    """
+    V, s, L, P, kappa = rhm.V, rhm.s, rhm.L, rhm.V * rhm.m, rhm.kappa
+    if kappa == math.inf or rhm.K_rho == 0:
+        raise ValueError("Theorem 7 needs a finite kappa and K_rho > 0")
+    constants = {}
+    for l in range(1, L + 1):
+        if l < L:  # Lemma 11: the error that level l allows in the outputs below it
+            rho = rhm.signal(l + 1)
+            eps_below = rho / math.sqrt(2000 * P**2 * s * math.log(P * kappa / eps))
+        else:
+            rho, eps_below = math.sqrt(2), 0  # one-hot tokens
+        rho_tilde = rho - 2 * eps_below  # Assumption 9
+        lambda_W, eta, T = schedule(V, rhm.m, Config(ridge=1.0, kappa=kappa, eps=eps))
+        eps_S = lambda_W / 4  # Lemma 16
+        eps_O = eps / (600 * P**2 * kappa * math.sqrt(V))  # Lemma 17
+        sigma = rho_tilde / math.sqrt(2 * math.log(2 / eps_O))  # Lemma 10
+        M = s * V / min(eps_O**2, eps_S**4)  # Lemma 10, without constants and logs
+        N = math.ceil(32 * kappa * P / eps**2 * math.log(4 * P / delta))  # Lemma 17
+        constants[l] = SimpleNamespace(
+            kappa=kappa, rho=rho, eps=eps, eps_below=eps_below, eps_S=eps_S,
+            eps_O=eps_O, lambda_W=lambda_W, eta=eta, T=T, sigma=sigma, M=M, N=N,
+        )  # fmt: skip
+        eps = eps_below  # the target of the next level
+    return constants
 
 
 # ---- Measurements: they look at the grammar, after the fact --------------------------
 
 
+@torch_threads(1)
 def predict(net, tokens):
-    """Outputs of the network for NumPy tokens, as a float64 array; not in the paper."""
-    tokens = torch.as_tensor(tokens, device=net[0].W.device)
-    with torch.no_grad(), torch_threads(1):
-        h = net.embed(tokens)
-    return (h[:, 0] if h.shape[1] == 1 else h).double().cpu().numpy()
+    """Outputs of the network, (n, width / s^k, V) after k levels; not in the paper.
+
+    tokens: NumPy integers (n, width).  Returns float64.  ValueError where an output is
+    not finite.
+    """
+    tokens = torch.as_tensor(np.array(tokens), device=net[0].weight.device)
+    table, ids = embed(net, tokens)
+    if not table.isfinite().all():
+        raise ValueError("outputs are not finite: with W = 0, Eq. (2) is 0 / 0")
+    return table[ids].double().cpu().numpy()
+
+
+def outputs_of_level(net, rhm, level, tokens):
+    """predict with the levels L, L - 1, ..., level; ValueError where net lacks one."""
+    if not rhm.L - level < len(net) - 1 <= rhm.L:
+        have = f"the network has {len(net) - 1} levels"
+        raise ValueError(f"{have}, level {level} of {rhm.L} is not among them")
+    return predict(net[: rhm.L - level + 2], tokens)
 
 
 def accuracy(net, rhm, n, rng):
-    """Share of n >= 1 fresh sentences whose label is the argmax (Section 2.2)."""
-    tokens, labels = rhm.sample(as_integer("n", n, 1), rng)
-    return float((predict(net, tokens).argmax(1) == labels).mean())
+    """Share of n fresh sentences whose label is the argmax (Section 2.2)."""
+    tokens, labels = rhm.sample(n, rng)
+    outputs = outputs_of_level(net, rhm, 1, tokens)[:, 0]  # (n, V)
+    return float((outputs.argmax(1) == labels).mean())
 
 
 def distances_to_q(outputs, rhm, level):
-    """||output - q^(level)|| for all symbols of level - 1; inf for one never first."""
-    q, outputs = rhm.label_posterior(level), outputs.reshape(-1, rhm.V)
-    to_q = torch.cdist(torch.from_numpy(outputs), torch.from_numpy(q)).numpy()
+    """||output - q|| for q of all symbols of level - 1; inf for one never first.
+
+    outputs (n, width, V) -> distances (n, width, V): one per symbol.
+    """
+    q = rhm.label_posterior(level)
+    rows = torch.from_numpy(outputs.reshape(-1, rhm.V))
+    to_q = torch.cdist(rows, torch.from_numpy(q)).numpy()
     to_q[:, np.isnan(q[:, 0])] = math.inf
-    return to_q
+    return to_q.reshape(outputs.shape)
 
 
 def network_parse(net, rhm, tokens):
@@ -210,141 +262,185 @@ def network_parse(net, rhm, tokens):
     A token counts as the symbol with the q nearest to its embedding; not in the paper.
     """
     tree = [tokens]
-    for l in range(rhm.L - 1, -1, -1):
-        to_q = distances_to_q(predict(net[: rhm.L - l], tokens), rhm, l + 1)
-        tree.insert(0, to_q.argmin(1).reshape(len(tokens), rhm.s**l))
+    for level in range(rhm.L, 0, -1):
+        outputs = outputs_of_level(net, rhm, level, tokens)
+        tree.insert(0, distances_to_q(outputs, rhm, level).argmin(2))
     return tree
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
-    """Compare a level's outputs for n >= 1 fresh patches with q; not in the paper.
+    """Compare a level's outputs for n fresh first patches with q; not in the paper.
 
-    Returns a dict: errors (n,), ||output - q_mu||, which Lemma 17 bounds by eps_*;
-    nearest, the share of outputs whose nearest q is their own.
+    Returns the errors ||output - q_mu||, (n,), which Lemma 17 bounds by eps_*, and the
+    share of outputs whose nearest q is their own.
     """
-    tree = rhm.sample_tree(as_integer("n", n, 1), rng, level)
+    tree = rhm.sample_tree(n, rng, level)
     symbol = tree[level - 1][:, 0]
-    to_q = distances_to_q(predict(net[: rhm.L - level + 1], tree[-1]), rhm, level)
-    errors = to_q[np.arange(n), symbol]
-    right = (to_q.argmin(1) == symbol) & np.isfinite(errors)  # NaN is not right
-    return dict(errors=errors, nearest=right.mean())
+    outputs = outputs_of_level(net, rhm, level, tree[-1])
+    to_q = distances_to_q(outputs, rhm, level)[:, 0]
+    return to_q[np.arange(n), symbol], float((to_q.argmin(1) == symbol).mean())
 
 
 def run(rhm, config):
-    """Train, print; returns (net, stages, diagnoses).  Not in the paper."""
-    start, diagnoses = time.perf_counter(), []
+    """Train, measure, print; not in the paper.
+
+    Returns (net, stages, errors): the list of the errors that diagnose finds.
+    """
+    start, all_errors = time.perf_counter(), []
+    n = max(1, min(10_000, 2**22 // rhm.d))  # fewer where sentences are very long
     print(f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, seed {config.seed}", end="; ")
     print(f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
-    header = "level   samples     rows    sigma      rho   median  largest  nearest"
+    header = "level   samples  patches    sigma      rho   median  largest  nearest"
     print(*rhm.assumption_6_failures(), header, sep="\n")
 
     def report(net, stage):
         l = stage.level
-        found = diagnose(net, rhm, l, np.random.default_rng([config.seed, 3, l]))
-        diagnoses.append(found)
-        errors, percent = found["errors"], 100 * found["nearest"]
+        errors, nearest = diagnose(net, rhm, l, [config.seed, 3, l], n)
+        all_errors.append(errors)
         print(
-            f"{l:5} {stage.N:9} {stage.rows:8} {stage.sigma:8.4f} {rhm.signal(l):8.4f} "
-            f"{np.median(errors):8.4f} {errors.max():8.4f} {percent:7.2f}%",
+            f"{l:5} {stage.N:9} {stage.patches:8} {stage.sigma:8.4f} "
+            f"{rhm.signal(l):8.4f} {np.median(errors):8.4f} {errors.max():8.4f} "
+            f"{100 * nearest:7.2f}%",
             flush=True,
         )
 
     net, stages = train(rhm, config, report)
     rng = np.random.default_rng([config.seed, 4])
-    share, sentence = accuracy(net, rhm, 10_000, rng), rhm.sample(1, rng)[0]
+    share, sentence = accuracy(net, rhm, n, rng), rhm.sample(1, rng)[0]
     print("\nA fresh sentence as the network reads it, and as the grammar parses it:")
     read, parsed = network_parse(net, rhm, sentence), rhm.parse(sentence)
     for l in range(rhm.L + 1):
-        width = 4 * rhm.s ** (rhm.L - l)  # a symbol stands above its first token
+        columns = 4 * rhm.s ** (rhm.L - l)  # a symbol stands above its first token
         for name, tree in ("network", read), ("grammar", parsed):
-            symbols = "".join(f"{nu:<{width}}" for nu in tree[l][0])
+            symbols = "".join(f"{nu:<{columns}}" for nu in tree[l][0])
             print(f"level {l}  {name}  {symbols[:64].rstrip()}")  # 16 tokens
     N, seconds = sum(stage.N for stage in stages), time.perf_counter() - start
-    print(f"\n{100 * share:.2f}% of 10000 fresh sentences right", end=" ")
+    print(f"\n{100 * share:.2f}% of {n} fresh sentences right", end=" ")
     print(f"(chance {100 / rhm.V:.2f}%), {N} training sentences, {seconds:.1f} s")
-    return net, stages, diagnoses
+    return net, stages, all_errors
 
 
-# ---- The command line, threads, and what is refused ----------------------------------
+def plot(net, rhm, stages, all_errors):
+    """Synonyms collapse; losses; signal and error.  Returns the matplotlib Figure.
+
+    net, stages and all_errors as run returns them.  Not in the paper.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    axes, rng = top.subplots(1, rhm.L, squeeze=False)[0], np.random.default_rng(0)
+    levels = [stage.level for stage in stages]
+    for ax, level in zip(axes, levels):
+        # One random string under each of the V m patches, sorted by symbol:
+        tokens = rhm.rules[level - 1].reshape(-1, rhm.s)
+        for rules in rhm.rules[level:]:
+            choice = rng.integers(rhm.m, size=tokens.shape)
+            tokens = rules[tokens, choice].reshape(len(tokens), -1)
+        outputs = torch.from_numpy(outputs_of_level(net, rhm, level, tokens)[:, 0])
+        distances = torch.cdist(outputs, outputs).numpy()  # (V m, V m)
+        ax.imshow(distances / max(distances.max(), 1e-12), cmap="cividis")
+        ax.set(title=f"outputs of level {level}", xticks=[], yticks=[])
+    axes[0].set_ylabel(f"{rhm.V} symbols x {rhm.m} synonyms")
+    top.colorbar(axes[0].images[0], ax=axes, shrink=0.7, label="distance / largest")
+
+    left, right = bottom.subplots(1, 2)
+    for stage, color in zip(stages, colormaps["viridis"](np.linspace(0, 0.9, rhm.L))):
+        steps = np.arange(1, len(stage.losses) + 1)
+        left.plot(steps, stage.losses, color=color, label=f"level {stage.level}")
+    left.set(title="loss of every stage, Eq. (3)", xscale="log")
+    left.set(xlabel="gradient step", ylabel="loss before the step")
+    for label, style, values in (
+        ("signal rho", "C0o-", [rhm.signal(l) for l in levels]),
+        ("typical distance", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
+        ("largest error", "C1s-", [errors.max() for errors in all_errors]),
+        ("median error", "C1s--", [np.median(errors) for errors in all_errors]),
+        ("Proposition 19", "k-.", [signal_bound(rhm.m, l) for l in levels]),
+    ):
+        drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
+        right.plot(levels, drawn, style, label=label)
+    right.set(title="signal and error", yscale="log", xticks=levels)
+    right.set(xlabel="level (trained from left to right)", ylabel="distance of two q")
+    right.invert_xaxis()
+    for ax in (left, right):
+        ax.legend(fontsize="small")
+    return figure
+
+
+# ---- The command line ----------------------------------------------------------------
 
 
 def main(argv=None):
-    """The command line; bad input ends it with one line and exit code 2."""
+    """Train, print, draw.  What was typed wrongly ends in one line, exit code 2."""
     parser = argparse.ArgumentParser(
         description="Train a deep CNN layer by layer on a random hierarchy model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage=argparse.SUPPRESS,  # an error is one line
+        allow_abbrev=False,
     )
-    for name, default, text in (
-        ("V", 16, "symbols of every level"),
-        ("m", 4, "rules per symbol"),
-        ("s", 2, "tokens per patch"),
-        ("L", 4, "levels; sentences have s^L tokens"),
-        ("C", Config.C, "samples: C V m m^l for level l"),
-        ("M", Config.M, "random frequencies per level"),
-        ("seed", Config.seed, "of grammar, data and features"),
-        ("device", Config.device, "cpu or cuda"),
-        ("threads", Config.threads, "of torch; more help on a quiet machine only"),
-        ("figure", "experiments/layerwise.png", "picture to write"),
-    ):
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-    # One line, where argparse prints the usage as well:
-    parser.error = lambda text: parser.exit(2, f"{parser.prog}: error: {text}\n")
-    options = vars(parser.parse_args(argv))
-    figure, sizes = options.pop("figure"), [options.pop(name) for name in "VmsL"]
+    parser.add_argument("--V", type=int, default=16, help="symbols of every level")
+    parser.add_argument("--m", type=int, default=4, help="rules per symbol")
+    parser.add_argument("--s", type=int, default=2, help="tokens per patch")
+    parser.add_argument("--L", type=int, default=4, help="levels, for s^L tokens")
+    parser.add_argument(
+        "--sampler",
+        choices=("appendix_B", "cagnetta"),
+        default="appendix_B",
+        help="of rules: Appendix B's, or any V m patches as in Cagnetta et al. (2024)",
+    )
+    for option in fields(Config):
+        settings = dict(default=option.default, help=option.metadata["help"])
+        parser.add_argument(f"--{option.name}", type=type(option.default), **settings)
+    parser.add_argument("--figure", type=Path, default="layerwise.png", help="picture")
+    options = parser.parse_args(argv)
     try:
-        from experiments import layerwise as picture
-    except ImportError:
-        picture = None  # the three modules alone
+        rhm, config, path = check(options)
+    except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
+        parser.error(str(error).splitlines()[0])
+    net, stages, all_errors = run(rhm, config)
     try:
-        config = Config(**options)
-        rhm = RHM.random(*sizes, np.random.default_rng(config.seed))
-        if picture:
-            picture.check_figure(figure)
-        net, stages, diagnoses = run(rhm, config)
-        if picture:
-            with torch_threads(1):
-                picture.plot_layers(net, rhm, config, stages, diagnoses, figure)
-        print(
-            f"Picture: {figure}" if picture else "No picture: no experiments/layerwise.py"
-        )
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        parser.error((str(error) or "out of memory").splitlines()[0])
-
-
-@contextmanager
-def torch_threads(threads):
-    """Hold torch to so many threads, then restore the caller's; not in the paper.
-
-    Two threads wait for each other: beside a busy program up to 100 times longer.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+        import matplotlib.figure  # here first: the results do not need it
+    except Exception as error:  # missing, or an MPLBACKEND that it does not know
+        parser.exit(1, f"No picture: {error}\n")
+    figure = plot(net, rhm, stages, all_errors)
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        save(figure, path)
+    except OSError as error:  # a full disk, say
+        parser.exit(1, f"No picture: {error}\n")
+    print(f"Picture: {path}")
 
 
-def check_config(config):
-    """Refuse settings without a meaning; make NumPy's numbers Python's own."""
-    for name, least in dict(M=1, seed=0, threads=1).items():
-        setattr(config, name, as_integer(name, getattr(config, name), least))
-    for name in ("C", "ridge", "bandwidth", "kappa", "eps"):
-        setattr(config, name, as_positive(name, getattr(config, name)))
-    if str(config.device).split(":")[0] not in ("cpu", "cuda"):
+def check(options):
+    """Grammar, Config and path from what was typed; an error for what cannot be."""
+    config = Config(*(getattr(options, option.name) for option in fields(Config)))
+    for name in ("C", "M", "ridge", "sigma_quantile", "kappa", "eps"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+    if config.device.split(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"device must be cpu or cuda, got {config.device}")
+    torch.zeros(1, device=config.device)  # an error if it cannot be used
+    V, m, s, L = options.V, options.m, options.s, options.L
+    uniform_first_token = options.sampler == "appendix_B"
+    rhm = RHM.random(V, m, s, L, config.seed, uniform_first_token)
+    if config.C * config.kappa * V * m ** (L + 1) > 2**31:
+        raise ValueError(f"level {L} would need more than 2^31 samples")
+    path = options.figure.expanduser()
+    if path.suffix not in (".png", ".pdf", ".svg") or path.is_dir():
+        raise ValueError(f"figure must be a .png, .pdf or .svg file, got {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"figure: there is no folder {path.parent}")
+    return rhm, config, path
+
+
+def save(figure, path):
+    """Write a picture beside its place, then move it there: a full disk harms none."""
+    part = path.with_name(f".part-{path.name}")
     try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot use device {config.device}: {reason}") from error
-
-
-def as_positive(name, x, least=0):
-    """x as a Python float, or ValueError unless it is between least and 1e9."""
-    if not isinstance(x, Real) or not least < x < 1e9:
-        raise ValueError(f"{name} must be between {least} and 1e9, got {x!r}")
-    return float(x)
+        figure.savefig(part, dpi=100)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
