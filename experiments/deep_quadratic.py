@@ -206,28 +206,32 @@ def plot(curves, path):
     right.set_xticks([], minor=True)
     right.set_xticks(ds, ds)
     right.legend()
-    part = Path(path).with_stem("part")
+    part = path.with_name(f".part-{path.name}")  # a full disk leaves the old picture
     figure.savefig(part, dpi=90)
     os.replace(part, path)
 
 
 def main(argv=None):
-    """The command line; bad sizes end it with one line and exit code 2."""
+    """Measure, print, draw.  What was typed wrongly ends in one line, exit code 2."""
     parser = argparse.ArgumentParser(
         description="Learn deep quadratic functions level by level (Appendix C).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage=argparse.SUPPRESS,  # an error is one line
+        allow_abbrev=False,
     )
     sizes, path = [8, 12, 16, 32, 64], "experiments/deep_quadratic.png"
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="4 to 64")
-    parser.add_argument("--figure", default=path, help="picture to write")
-    parser.error = lambda text: parser.exit(2, f"error: {text}\n")
+    parser.add_argument("--figure", type=Path, default=path, help="a .png to write")
     options = parser.parse_args(argv)
     if min(options.sizes) < 4 or max(options.sizes) > 64:
         parser.error(f"sizes go from 4 to 64, got {options.sizes}")
+    if options.figure.suffix != ".png" or not options.figure.parent.is_dir():
+        parser.error(f"figure must be a .png in a folder, got {options.figure}")
     rng = np.random.default_rng(0)
-    plot(sweep(options.sizes, rng), options.figure)
+    curves = sweep(options.sizes, rng)
     compare_kernel(rng)
     conditions(rng)
+    plot(curves, options.figure)
 
 
 if __name__ == "__main__":

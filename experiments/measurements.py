@@ -88,7 +88,8 @@ def defaults():
     """How C, M and sigma_quantile were chosen; grammars with K_rho > 0.
 
     Means over the seeds, accuracy also the lowest; errors of level 1, their median and
-    99.9% quantile.  Seconds: median of three plain runs; the others take the series.
+    99.9% quantile.  Seconds of CPU: median of three plain runs; the others take the
+    series.
     """
     table = "                               accuracy   level-1 error  sigma / rho"
     columns = "sigma_quantile    mean   lowest  median   99.9%  from   to"
@@ -99,9 +100,9 @@ def defaults():
     for changes in settings:
         config, row, times = Config(**changes), row_of_a_choice(rhms, changes), []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             train(rhms[0], config)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         texts = f"{config.C:4g} {config.M:4} {config.sigma_quantile:15g}"
         print(f"{texts} {row} {np.median(times):8.1f}", flush=True)
     print(f"\nother sizes, seeds 0 to 2\n{table}\n V  m  s  L  {columns}")
@@ -160,7 +161,7 @@ def deviations():
     """What each deviation from the proof does; seeds 0 to 5, K_rho > 0.
 
     Means over seeds: accuracy, median error of level 1, and per level the share of
-    outputs whose nearest q is their own.  Seconds of a run with its measurements.
+    outputs whose nearest q is their own.  Seconds of CPU, with the measurements.
     sigma of Lemma 10: with the factor of the corrected lemma, for eps_O = 0.01.
     """
     lemma_10 = (2 * math.log(2 / 0.01)) ** -0.5
@@ -176,12 +177,12 @@ def deviations():
         ("sigma of Lemma 10", {}, lemma_10, None),
         ("closed form", {}, None, closed_form),
     ):
-        found, start = [], time.perf_counter()
+        found, start = [], time.process_time()
         for seed in range(6):
             rhm, config = default_grammar(seed), Config(seed=seed, **changes)
             sigmas = ratio and {l: ratio * rhm.signal(l + 1) for l in (1, 2, 3)}
             found.append(evaluate(rhm, config, sigmas, descend))
-        seconds = (time.perf_counter() - start) / 6
+        seconds = (time.process_time() - start) / 6
         percents = [run.percent for run in found]
         error = np.mean([np.median(run.errors) for run in found])
         nearest = np.mean([run.nearest for run in found], axis=0)
@@ -274,10 +275,10 @@ def merged_rows():
     trained = []
     with torch_threads(1):
         for h, counts in one_row_each, merge(net, tokens, labels):
-            start, level = time.perf_counter(), Level(rhm.V, rhm.s, config.M, 0.5, 2)
+            start, level = time.process_time(), Level(rhm.V, rhm.s, config.M, 0.5, 2)
             train_level(level, h, counts, *schedule(rhm.V, rhm.m, config))
             trained.append(level.W.detach())
-            print(f"{len(h)} rows: {time.perf_counter() - start:.2f} s", flush=True)
+            print(f"{len(h)} rows: {time.process_time() - start:.2f} s", flush=True)
     difference = (trained[0] - trained[1]).norm() / trained[1].norm()
     print(f"relative difference of the weights: {difference.item():.1e}")
 

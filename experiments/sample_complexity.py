@@ -1,6 +1,6 @@
 """How many training sentences does layerwise training need?
 
-`python -m experiments.sample_complexity`, a few minutes: test accuracy against N, the
+`python -m experiments.sample_complexity`, some 8 minutes: test accuracy against N, the
 training sentences of all levels; N*, the N of 90% accuracy; its power of m.  The shares
 of the levels are fixed, N^(l) = C V m m^l: no test of Theorem 7's poly(m) m^L.
 """
@@ -32,8 +32,7 @@ def series(covariance, correlation, lambda_W, eta, T):
     """gradient_descent in one go, for the thousands of levels trained here.
 
     From W = 0, T steps are a geometric series: in the eigenbasis of E^[x x^T] each
-    direction shrinks by its own factor (Lemma 15).  Arguments and W as for
-    gradient_descent; of the losses only the one after T steps, (1,).
+    direction shrinks by its own factor (Lemma 15).  Losses: only the last, (1,).
     """
     spectrum, basis = torch.linalg.eigh(covariance)
     curvature = spectrum.clamp(min=0) + lambda_W  # rounding makes it negative
@@ -76,9 +75,8 @@ def draw_grammars(V, m, L, count):
 def measure(network, V, m, L, grammars, device="cpu"):
     """Accuracies at growing numbers of samples N = C V m (m + ... + m^L).
 
-    network: "deep" or "one level".  Yields N, the accuracies on the first `grammars`
-    seeds with K_rho > 0, and on those passed over for K_rho = 0, until the mean of the
-    first is above 99.5%.
+    Yields N, the accuracies on the first `grammars` seeds with K_rho > 0, and on those
+    passed over for K_rho = 0, until the mean of the first is above 99.5%.
     """
     for C in 2.0 ** np.arange(-2, 6) if network == "deep" else (0.5, 2.0, 8.0):
         N = sum(math.ceil(C * V * m * m**l) for l in range(1, L + 1))
@@ -100,7 +98,7 @@ def measure(network, V, m, L, grammars, device="cpu"):
 def sweep(path, jobs=JOBS, grammars=10, device="cpu"):
     """Measure and print all curves, draw them after each one; returns the Curves.
 
-    jobs: (network, V, m, L), m rising; the one-level network sees at most 3 grammars.
+    jobs: ("deep" or "one level", V, m, L), m rising; one level: at most 3 grammars.
     """
     start, curves = time.perf_counter(), []
     print("   V   m   L  network          N  accuracy    sd  where K_rho = 0   seconds")
@@ -156,18 +154,23 @@ def exponent(ms, logs):
 
 
 def print_exponents(curves):
-    """The power of m in N*, beside the heuristic's L and Section 4.2's L + 3.
+    """The power of m in N*, beside that of our rule, the heuristic and Section 4.2.
 
-    Heuristic: the error sqrt(V m / N) of q^ is below the signal m^(-(L-1)/2).  L + 3:
-    with the corrected Lemma 18, for a K_rho that does not grow with m.
+    Rule: N = C V m (m + ... + m^L) for a C that does not depend on m.  Heuristic: the
+    error sqrt(V m / N) of q^ is below the signal m^(-(L-1)/2).  L + 3: Section 4.2 with
+    the corrected Lemma 18, for a K_rho that does not grow with m.
     """
     print("\nPower of m in N*: by regression, between neighbouring m, and in theory")
-    print("   V   L  regression  neighbours  heuristic  Section 4.2")
+    print("   V   L  regression  neighbours  rule  heuristic  Section 4.2")
     for (V, L), found in samples_needed(curves).items():
         if len(found) > 1:
             slope, local = exponent([*found], [*found.values()])
             between = f"{local.min():.1f} to {local.max():.1f}"
-            print(f"{V:4} {L:3} {slope:11.2f} {between:>11} {L:10} {L + 3:12}")
+            rule = [[math.log(sum(m * m**l for l in range(1, L + 1)))] for m in found]
+            rule, _ = exponent([*found], rule)
+            print(
+                f"{V:4} {L:3} {slope:11.2f} {between:>11} {rule:5.2f} {L:10} {L + 3:12}"
+            )
 
 
 def plot(curves):
@@ -203,19 +206,17 @@ def plot(curves):
         mean, sd = np.array([(logs.mean(), logs.std()) for logs in found.values()]).T
         right.plot(ms, np.exp(mean), **styles[L])
         right.fill_between(ms, np.exp(mean - sd), np.exp(mean + sd), **bands[L])
-        for power, line in (L, ":"), (L + 3, "--"):
+        for power, line in (L, ":"), (L + 3, "-."):
             from_first = np.exp(mean[0]) * (ms / ms[0]) ** power
             right.plot(ms, from_first, line, color="grey", linewidth=1)
     right.plot([], ":", color="grey", label="slope L, the heuristic")
-    right.plot([], "--", color="grey", label="slope L + 3, Section 4.2 corrected")
+    right.plot([], "-.", color="grey", label="slope L + 3, Section 4.2 corrected")
     right.set(title="N* grows as a power of m", xscale="log", yscale="log")
     right.set(xlabel="m, rules per symbol", ylabel="N*, the N of 90% accuracy")
     ms = sorted({curve.m for curve in curves})
     right.set_xticks(ms, ms)
     right.set_xticks([], minor=True)
-    right.legend(loc="upper left", fontsize="small")
-    lines, names = left.get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower center", ncols=7)
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
