@@ -1,7 +1,8 @@
 """The deep convolutional network that learns the grammar (Section 2.2 of the paper).
 
 Every level has one matrix W for all its patches: a convolution with kernel = stride =
-s.  A patch concatenates s token embeddings from R^V and is lifted to R^(2M).
+s.  A patch concatenates s token embeddings from R^V; M random frequencies lift it to
+R^(2M).
 
     tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, 1, V)
 """
@@ -64,12 +65,12 @@ CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the 
 def embed(net, tokens):
     """net(tokens) with equal patches computed once, without gradients.
 
-    tokens: integers (n, width).  Returns the different embeddings, table (U, V), and
-    which of them each token of the top level has, ids (n, width / s^k) after k levels:
+    tokens: integers (n, width).  Returns the different outputs, table (U, V), and which
+    of them stands at every place, ids (n, width / s^k) after the k levels of net:
     table[ids] is net(tokens).  ValueError for tokens outside 0..V-1.
     """
     table, ids = net[0].weight, tokens
-    if ids.numel() and not 0 <= ids.min() <= ids.max() < len(table):
+    if not 0 <= ids.min() <= ids.max() < len(table):
         got = f"got {ids.min()} to {ids.max()}"
         raise ValueError(f"tokens must lie in 0..{len(table) - 1}, {got}")
     for level in net[1:]:
@@ -98,8 +99,8 @@ def distinct_rows(ids):
 def torch_threads(threads):
     """Hold torch to so many threads, then restore the caller's; also a decorator.
 
-    Of two threads each waits for the slower one.  Beside a busy program that took up
-    to 100 times longer.
+    Two threads wait for each other at every step: beside a busy program training was up
+    to 100 times slower.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

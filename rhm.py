@@ -7,8 +7,9 @@ r"""The random hierarchy model: a grammar whose sentences are classified by thei
     s   tokens per patch                     L   levels; a sentence has d = s^L tokens
 
 Level 0 is the label, level L the sentence; here L = 3 and s = 2.  Beside each step from
-level l-1 to level l stand its rules, its matrix T_l, the posterior q^(l) of the label
-given the first level-l patch, and the level of the network that undoes the step.
+level l-1 to level l stand its rules, its matrix T_l (shares of first tokens), the
+posterior q^(l) of the label given the first level-l patch, and the level of the network
+that undoes the step.
 
     level 0              zeta               the label
                       /        \            rules[0]   transition(1)   q^(1)   net[3]
@@ -19,9 +20,9 @@ given the first level-l patch, and the level of the network that undoes the step
     level 3       o o   o o . .   . .       the sentence; o: the leaves under mu
 
 q^(l) uses T_1 ... T_(l-1) only: q^(1) is one-hot.  net[0] is the one-hot embedding.
-Synonyms are patches that the same symbol generates.  A level has V m patches, the
-paper's set P_l.  Two letters differ from the paper's: T_l is its bold P_l, and the
-rho^(l) of Eq. (5) is a lower bound of our `signal`.  `python rhm.py` shows a grammar.
+Synonyms are patches that the same symbol generates.  The paper writes P_l twice:
+calligraphic for the set of the V m patches of a level, bold for our T_l.  Its rho^(l),
+Eq. (5), is a lower bound of our `signal`.  `python rhm.py` shows a grammar.
 """
 
 import math
@@ -79,7 +80,7 @@ class RHM:
         for _ in range(L):
             if uniform_first_token:
                 tails = [rng.choice(V ** (s - 1), m, replace=False) for _ in range(V)]
-                numbers = np.arange(V)[:, None] * V ** (s - 1) + tails
+                numbers = heads[:, None] * V ** (s - 1) + tails
             else:
                 numbers = rng.choice(V**s, V * m, replace=False)
             dealt = rng.permutation(numbers.ravel()).reshape(V, m, 1)

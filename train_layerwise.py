@@ -33,14 +33,14 @@ class Config:
     C: float = setting(20.0, "samples: C kappa V m m^l for level l")
     M: int = setting(256, "random frequencies per level")
     ridge: float = setting(0.01, "lambda_W = ridge / (V m); the proof has ridge = 1")
-    sigma_quantile: float = setting(1.5, "sigma: the this / V quantile of distances")
+    sigma_quantile: float = setting(1.5, "sigma is the quantile at sigma_quantile / V")
     kappa: float = setting(1.0, "the kappa of Assumption 6 that the learner assumes")
     eps: float = setting(0.01, "target error of Lemma 17: sets the number of steps")
     seed: int = setting(0, "of grammar, data and features")
     device: str = setting("cpu", "cpu or cuda")
 
 
-Stage = namedtuple("Stage", "level N patches sigma losses")
+Stage = namedtuple("Stage", "level N strings sigma losses")
 
 
 @torch_threads(1)
@@ -52,15 +52,16 @@ def train(rhm, config, report=None, sigmas=None, descend=None):
     the same at every place.  The levels above are ignored, as if a residual link led to
     the output.  Of the grammar it uses rhm.sample and the sizes V, m, s, L only.
 
-    A Stage has its level, N samples, their number of different patches, sigma, and T
-    losses.  report(net, stage) is called after every stage; sigmas, {level: sigma},
-    replace the learner's choice; descend replaces gradient_descent.
+    A Stage has its level, N samples, how many different strings of leaves are among
+    them, sigma, and T losses.  report(net, stage) is called after every stage; sigmas,
+    {level: sigma}, replace the learner's choice; descend replaces gradient_descent.
     ValueError for labels outside 0..V-1 and sigmas of levels outside 1..L.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
     lambda_W, eta, T = schedule(V, m, config)
-    # 0.5 is not in the paper: the kernel of two different patches is then <= exp(-4).
+    # One-hot patches are sqrt 2 apart or more, and 0.5 (not in the paper) makes their
+    # kernel exp(-4) or less.
     sigmas = {L: 0.5} | (sigmas or {})
     if not sigmas.keys() <= set(range(1, L + 1)):
         raise ValueError(f"sigmas must be for levels 1..{L}, got {list(sigmas)}")
@@ -103,7 +104,8 @@ def merge(net, tokens, labels):
 
     Eq. (3) sees the data only through how often each patch came with each label; its
     share of a label is q^ of Lemma 18.
-    tokens (N, s^k), labels (N,) -> the different patches h (U, s, V), counts (U, V).
+    tokens (N, s^k), labels (N,) -> h (U, s, V), the patches of the U different strings,
+    and counts (U, V).
     ValueError unless labels are integers (N,) in 0..V-1.
     """
     device, V = net[0].weight.device, len(net[0].weight)
@@ -124,11 +126,10 @@ def choose_sigma(h, counts, sigma_quantile, rng, pairs=20_000):
     """The bandwidth sigma of Eq. (6), by a rule that is not in the paper.
 
     Lemma 10 wants sigma in proportion to the smallest distance between embeddings of
-    two symbols (Assumption 9), which the learner does not know.  Two random tokens are
-    the same symbol with probability about 1/V; pairs of equal tokens are dropped.  So
-    distances inside a symbol end, and those between two begin, at or below the 1/V
-    quantile: the notebook shows a histogram.  sigma is the sigma_quantile / V quantile,
-    a little further.
+    two symbols (Assumption 9), which the learner does not know.  Sort the distances of
+    random pairs of tokens.  About 1/V of the pairs are of one symbol and come first (a
+    little less, since equal tokens are dropped).  sigma is the distance at the quantile
+    sigma_quantile / V, a little after them: the notebook shows a histogram.
     h: patches (U, s, V); each weighs as much as its counts (U, V).
     """
     weights = counts.sum(1).cpu().numpy() / counts.sum().item()
@@ -164,7 +165,7 @@ def train_level(level, h, counts, lambda_W, eta, T, descend=None):
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
     """T steps of gradient descent on Eq. (3) from W = 0 (Section 2.3, Lemma 15).
 
-    covariance: E^[x x^T], (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
+    covariance: E^[x x^T], not centred, (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
     Returns W (V, 2M), and the loss before every step, (T,).
     """
     W = torch.zeros_like(correlation)
@@ -192,8 +193,8 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
         raise ValueError("Theorem 7 needs a finite kappa and K_rho > 0")
     constants = {}
     for l in range(1, L + 1):
-        if l < L:  # Lemma 11: the error that level l allows in the outputs below it
-            rho = rhm.signal(l + 1)
+        if l < L:  # Lemma 11: the error that level l allows in its inputs
+            rho = rhm.signal(l + 1)  # of the inputs, outputs of level l + 1
             eps_below = rho / math.sqrt(2000 * P**2 * s * math.log(P * kappa / eps))
         else:
             rho, eps_below = math.sqrt(2), 0  # one-hot tokens
@@ -212,12 +213,12 @@ def proof_constants(rhm, eps=0.01, delta=1e-6):
     return constants
 
 
-# ---- Measurements: they look at the grammar, after the fact --------------------------
+# ---- Measurements, not in the paper: they look at the grammar, after the fact --------
 
 
 @torch_threads(1)
 def predict(net, tokens):
-    """Outputs of the network, (n, width / s^k, V) after k levels; not in the paper.
+    """Outputs of the network, (n, width / s^k, V) after k levels.
 
     tokens: NumPy integers (n, width).  Returns float64.  ValueError where an output is
     not finite.
@@ -259,7 +260,7 @@ def distances_to_q(outputs, rhm, level):
 def network_parse(net, rhm, tokens):
     """Sentences (n, d) as the network reads them, in the form of RHM.parse.
 
-    A token counts as the symbol with the q nearest to its embedding; not in the paper.
+    A token counts as the symbol with the q nearest to its embedding.
     """
     tree = [tokens]
     for level in range(rhm.L, 0, -1):
@@ -269,7 +270,7 @@ def network_parse(net, rhm, tokens):
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
-    """Compare a level's outputs for n fresh first patches with q; not in the paper.
+    """Compare a level's outputs for n fresh first patches with q.
 
     Returns the errors ||output - q_mu||, (n,), which Lemma 17 bounds by eps_*, and the
     share of outputs whose nearest q is their own.
@@ -282,15 +283,12 @@ def diagnose(net, rhm, level, rng, n=10_000):
 
 
 def run(rhm, config):
-    """Train, measure, print; not in the paper.
-
-    Returns (net, stages, errors): the list of the errors that diagnose finds.
-    """
+    """Train, measure, print; returns net, stages, and what diagnose found as errors."""
     start, all_errors = time.perf_counter(), []
     n = max(1, min(10_000, 2**22 // rhm.d))  # fewer where sentences are very long
     print(f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, seed {config.seed}", end="; ")
     print(f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
-    header = "level   samples  patches    sigma      rho   median  largest  nearest"
+    header = "level   samples  strings    sigma      rho   median  largest  nearest"
     print(*rhm.assumption_6_failures(), header, sep="\n")
 
     def report(net, stage):
@@ -298,7 +296,7 @@ def run(rhm, config):
         errors, nearest = diagnose(net, rhm, l, [config.seed, 3, l], n)
         all_errors.append(errors)
         print(
-            f"{l:5} {stage.N:9} {stage.patches:8} {stage.sigma:8.4f} "
+            f"{l:5} {stage.N:9} {stage.strings:8} {stage.sigma:8.4f} "
             f"{rhm.signal(l):8.4f} {np.median(errors):8.4f} {errors.max():8.4f} "
             f"{100 * nearest:7.2f}%",
             flush=True,
@@ -323,7 +321,7 @@ def run(rhm, config):
 def plot(net, rhm, stages, all_errors):
     """Synonyms collapse; losses; signal and error.  Returns the matplotlib Figure.
 
-    net, stages and all_errors as run returns them.  Not in the paper.
+    net, stages and all_errors as run returns them.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

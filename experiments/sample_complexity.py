@@ -166,7 +166,7 @@ def print_exponents(curves):
         if len(found) > 1:
             slope, local = exponent([*found], [*found.values()])
             between = f"{local.min():.1f} to {local.max():.1f}"
-            rule = [[math.log(sum(m * m**l for l in range(1, L + 1)))] for m in found]
+            rule = [np.log([sum(m * m**l for l in range(1, L + 1))]) for m in found]
             rule, _ = exponent([*found], rule)
             print(
                 f"{V:4} {L:3} {slope:11.2f} {between:>11} {rule:5.2f} {L:10} {L + 3:12}"
