@@ -138,8 +138,8 @@ def sweep(sizes, rng):
             points = "".join(f"{n:7}:{share:5.0%}" for n, share in zip(N, shares))
             needed = f"{features:8} {samples_needed(N, shares):9.0f}"
             print(f"{d:2}  {name:17} {needed}{points}", flush=True)
-    print("The gain is in computation, not in samples: all 2^d monomials need about as")
-    print("many samples as the levels, which try d (d - 1) / 2 products at most.")
+    print("The gain is in computation, not in samples: with all 2^d monomials N lies")
+    print("between those of the levels, which try d (d - 1) / 2 products at most.")
     return curves
 
 
