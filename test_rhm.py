@@ -38,6 +38,7 @@ from train_layerwise import (
 )  # fmt: skip
 
 torch.set_num_threads(1)  # two threads stall beside a busy program
+os.environ.pop("MPLBACKEND", None)  # a notebook's setting may be unusable here
 HERE = Path(__file__).parent
 
 
