@@ -138,8 +138,8 @@ def choose_sigma(h, counts, sigma_quantile, rng, pairs=20_000):
     first, second = h[rows.to(h.device), places.to(h.device)]  # embedded, (pairs, V)
     apart = (first - second).norm(dim=1)
     apart = apart[apart > 0]  # without the pairs of equal tokens
-    # If all tokens are equal, any sigma will do.
     share = min(1.0, sigma_quantile / h.shape[2])
+    # If all tokens are equal, any sigma will do.
     return apart.quantile(share).item() if len(apart) else 1.0
 
 
