@@ -371,12 +371,8 @@ def plot(net, rhm, stages, all_errors):
 
 def main(argv=None):
     """Train, print, draw.  What was typed wrongly ends in one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Train a deep CNN layer by layer on a random hierarchy model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    )
+    text = "Train a deep CNN layer by layer on a random hierarchy model."
+    parser = one_line_parser(text)
     parser.add_argument("--V", type=int, default=16, help="symbols of every level")
     parser.add_argument("--m", type=int, default=4, help="rules per symbol")
     parser.add_argument("--s", type=int, default=2, help="tokens per patch")
@@ -407,6 +403,13 @@ def main(argv=None):
     except OSError as error:  # a full disk, say
         parser.exit(1, f"No picture: {error}\n")
     print(f"Picture: {path}")
+
+
+def one_line_parser(description, **settings):
+    """A parser whose errors are one line, and which completes no option's name."""
+    defaults = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    settings = defaults | settings | dict(usage=argparse.SUPPRESS, allow_abbrev=False)
+    return argparse.ArgumentParser(description=description, **settings)
 
 
 def check(options):

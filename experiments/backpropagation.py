@@ -8,7 +8,6 @@ training C and M.  Then both run in turn on every grammar.  Seconds are CPU time
 thread, for drawing sentences and training; looking at the accuracy is free.
 """
 
-import argparse
 import math
 import time
 
@@ -18,7 +17,7 @@ from torch import nn
 
 from experiments.sample_complexity import draw_grammars
 from model import deep_cnn, torch_threads
-from train_layerwise import Config, accuracy, train
+from train_layerwise import Config, accuracy, one_line_parser, train
 
 BATCH, EVERY = 256, 10  # sentences of a step of Adam, steps between two looks
 MOST = 120.0  # seconds: longer runs are given up
@@ -130,12 +129,8 @@ def compare(L, grammars):
 
 def main(argv=None):
     """Compare and print.  What was typed wrongly ends in one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Layerwise training against backpropagation: seconds, sentences.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    )
+    text = "Layerwise training against backpropagation: seconds, sentences."
+    parser = one_line_parser(text)
     Ls = dict(type=int, nargs="+", choices=range(1, 7), default=[3, 4, 5, 6])
     parser.add_argument("--L", **Ls, help="levels; V = 16, m = 4, s = 2")
     parser.add_argument("--grammars", type=int, default=3, help="with K_rho > 0")

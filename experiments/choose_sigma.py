@@ -5,14 +5,13 @@ and of two.  The learner sees their sum only; it cannot tell the two colours apa
 few seconds; writes experiments/choose_sigma.png.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rhm import RHM
-from train_layerwise import Config, save, train
+from train_layerwise import Config, one_line_parser, save, train
 
 
 @torch.no_grad()
@@ -61,12 +60,8 @@ def plot(distances, rhm, stages):
 
 
 def main(argv=None):
-    argparse.ArgumentParser(
-        prog="python -m experiments.choose_sigma",
-        description="Draw the distances of two random tokens, and sigma.",
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    ).parse_args(argv)
+    text = "Draw the distances of two random tokens, and sigma."
+    one_line_parser(text).parse_args(argv)
     rhm = RHM.random(V=16, m=4, s=2, L=4, rng=0)
     net, stages = train(rhm, Config())
     distances = {l: token_distances(net, rhm, l, [0, 5, l]) for l in (3, 2, 1)}

@@ -8,13 +8,13 @@ found and fits f minus the levels found so far (p. 42: that sum ends at l - 1, n
 Appendix C is informal: no theorem, no N.  |c| >= 1/2 and THRESHOLD are given.
 """
 
-import argparse
-import os
 from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
+
+from train_layerwise import one_line_parser, save
 
 THRESHOLD = 0.25  # half of the smallest coefficient
 
@@ -183,12 +183,12 @@ def conditions(rng, d=16):
             print(f"{name:22} {N:6}  {learner:17} {found} {left:12.1%}", flush=True)
 
 
-def plot(curves, path):
-    """Left the shares against N, right the N of 90% against d; moved into its place."""
+def plot(curves):
+    """Left the shares against N, right the N of 90% against d; returns the Figure."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for (name, curve), line in zip(curves.items(), ("o-", "s--", "^:")):
         for d, (N, shares) in curve.items():
@@ -201,24 +201,19 @@ def plot(curves, path):
     right.plot(ds, 10 * ds**1.5, color="tab:orange", label="10 d^1.5, for reference")
     left.set(xscale="log", xlabel="N, samples of each level", ylim=(-0.04, 1.25))
     left.set(ylabel="share of 20 functions found exactly", yticks=np.linspace(0, 1, 6))
-    left.legend(loc="upper center", ncols=5, columnspacing=0.8, handlelength=1.2)
+    legend = dict(columnspacing=0.8, handlelength=1.2, fontsize="small")
+    left.legend(loc="upper center", ncols=5, **legend)
     right.set(xscale="log", yscale="log", xlabel="d", ylabel="N of each level for 90%")
     right.set_xticks([], minor=True)
     right.set_xticks(ds, ds)
     right.legend()
-    part = path.with_name(f".part-{path.name}")  # a full disk leaves the old picture
-    figure.savefig(part, dpi=90)
-    os.replace(part, path)
+    return figure
 
 
 def main(argv=None):
     """Measure, print, draw.  What was typed wrongly ends in one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Learn deep quadratic functions level by level (Appendix C).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    )
+    text = "Learn deep quadratic functions level by level (Appendix C)."
+    parser = one_line_parser(text)
     sizes, path = [8, 12, 16, 32, 64], "experiments/deep_quadratic.png"
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, help="4 to 64")
     parser.add_argument("--figure", type=Path, default=path, help="a .png to write")
@@ -231,7 +226,7 @@ def main(argv=None):
     curves = sweep(options.sizes, rng)
     compare_kernel(rng)
     conditions(rng)
-    plot(curves, options.figure)
+    save(plot(curves), options.figure)
 
 
 if __name__ == "__main__":

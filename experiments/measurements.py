@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from experiments.sample_complexity import (
-    draw_grammars, fresh_accuracy, series, train_one_level,
+    draw_grammars, fresh_accuracy, log_samples_needed, series, train_one_level,
 )  # fmt: skip
 from model import Level, deep_cnn, torch_threads
 from rhm import RHM
 from train_layerwise import (
-    Config, accuracy, diagnose, merge, network_parse, outputs_of_level, schedule,
-    train, train_level,
+    Config, accuracy, diagnose, merge, network_parse, one_line_parser,
+    outputs_of_level, schedule, train, train_level,
 )  # fmt: skip
 
 # Sizes V, m, s, L:
@@ -260,9 +260,8 @@ def C_star(m, levels, grammars=5):
             shares.append(fresh_accuracy(net, rhm, seed))
             if shares[-1] > 0.9:
                 break
-        log_C = np.log(Cs[: len(shares)])
-        rising = np.maximum.accumulate(shares)
-        logs.append(np.interp(0.9, rising, log_C, math.nan, math.nan))
+        [log_C] = log_samples_needed(Cs[: len(shares)], np.array([shares]).T)
+        logs.append(log_C)
     return math.exp(np.mean(logs))
 
 
@@ -349,14 +348,9 @@ MEASUREMENTS = {
 
 def main(argv=None):
     lines = [f"  {k:14}{v.__doc__.splitlines()[0]}" for k, v in MEASUREMENTS.items()]
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.measurements",
-        description="Print one table of the notebook.  NAME is one of\n\n"
-        + "\n".join(lines),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    )
+    text = "\n".join(["Print one table of the notebook.  NAME is one of\n", *lines])
+    as_it_stands = argparse.RawDescriptionHelpFormatter  # with its line breaks
+    parser = one_line_parser(text, formatter_class=as_it_stands)
     parser.add_argument("name", metavar="NAME", choices=MEASUREMENTS)
     MEASUREMENTS[parser.parse_args(argv).name]()
 

@@ -5,7 +5,6 @@ training sentences of all levels; N*, the N of 90% accuracy; its power of m.  Th
 of the levels are fixed, N^(l) = C V m m^l: no test of Theorem 7's poly(m) m^L.
 """
 
-import argparse
 import math
 import time
 from collections import namedtuple
@@ -16,8 +15,9 @@ import torch
 
 from model import Level, deep_cnn, torch_threads
 from rhm import RHM
-from train_layerwise import Config, check, merge, predict, save, schedule
-from train_layerwise import train, train_level
+from train_layerwise import (
+    Config, check, merge, one_line_parser, predict, save, schedule, train, train_level,
+)  # fmt: skip
 
 JOBS = [("deep", 16, m, L) for L in (2, 3) for m in (2, 3, 4, 6, 8)]
 JOBS += [("deep", 16, m, 4) for m in (2, 3, 4, 6)]
@@ -78,10 +78,11 @@ def measure(network, V, m, L, grammars, device="cpu"):
     Yields N, the accuracies on the first `grammars` seeds with K_rho > 0, and on those
     passed over for K_rho = 0, until the mean of the first is above 99.5%.
     """
+    rhms = draw_grammars(V, m, L, grammars)
     for C in 2.0 ** np.arange(-2, 6) if network == "deep" else (0.5, 2.0, 8.0):
         N = sum(math.ceil(C * V * m * m**l) for l in range(1, L + 1))
         good, degenerate = [], []
-        for seed, rhm in enumerate(draw_grammars(V, m, L, grammars)):
+        for seed, rhm in enumerate(rhms):
             if network == "deep":
                 config = Config(C=C, M=4 * V * m, seed=seed, device=device)
                 net, stages = train(rhm, config, descend=series)
@@ -222,12 +223,8 @@ def plot(curves):
 
 def main(argv=None):
     """Measure, print, draw.  What was typed wrongly ends in one line, exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Measure how many training sentences layerwise training needs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    )
+    text = "Measure how many training sentences layerwise training needs."
+    parser = one_line_parser(text)
     parser.set_defaults(**vars(Config()), V=16, m=4, s=2, L=4, sampler="appendix_B")
     picture = dict(default="experiments/sample_complexity.png", help="picture")
     parser.add_argument("--grammars", type=int, default=10, help="of each size")

@@ -4,7 +4,6 @@ The constants of the proof for the default grammar, beside the settings of the d
 run and what that run reaches.  A few seconds; prints a table in Markdown.
 """
 
-import argparse
 import math
 from types import SimpleNamespace
 
@@ -12,7 +11,9 @@ import numpy as np
 import torch
 
 from rhm import RHM
-from train_layerwise import Config, diagnose, proof_constants, schedule, train
+from train_layerwise import (
+    Config, diagnose, one_line_parser, proof_constants, schedule, train,
+)  # fmt: skip
 
 ROWS = {
     "N": "samples N",
@@ -106,12 +107,8 @@ def table(*columns):
 
 
 def main(argv=None):
-    argparse.ArgumentParser(
-        prog="python -m experiments.theorem_7",
-        description="Print what Theorem 7 asks and what the default run uses.",
-        usage=argparse.SUPPRESS,  # an error is one line
-        allow_abbrev=False,
-    ).parse_args(argv)
+    text = "Print what Theorem 7 asks and what the default run uses."
+    one_line_parser(text).parse_args(argv)
     rhm = RHM.random(V=16, m=4, s=2, L=4, rng=0)
     print(*table(asked(rhm), found(rhm, Config())), sep="\n")
 
