@@ -1,4 +1,4 @@
-"""The deep convolutional network that learns the grammar (Section 2.2 of the paper).
+"""The deep convolutional network that learns the grammar (Sections 2.2 and 3).
 
 Every level has one matrix W for all its patches: a convolution with kernel = stride =
 s.  A patch concatenates s token embeddings from R^V; M random frequencies lift it to
@@ -6,8 +6,6 @@ R^(2M).
 
     tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, 1, V)
 """
-
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,8 +15,9 @@ from torch import nn
 class Level(nn.Module):
     """One level: s token embeddings in, one token embedding of the level above out.
 
-    omega (M, s V): the fixed frequencies of Eq. (6), rows w_k ~ N(0, sigma^-2 I), drawn
-    once from rng, a NumPy Generator or a seed.  W (V, 2M): the weights, 0 at first.
+    omega (M, s V): the fixed frequencies of Eq. (6), rows omega_k ~ N(0, sigma^-2 I),
+    drawn once from rng, a NumPy Generator or a seed.  W (V, 2M): the weights, 0 until
+    they are trained.
     """
 
     def __init__(self, V, s, M, sigma, rng):
@@ -29,10 +28,12 @@ class Level(nn.Module):
         self.s = s
 
     def patch_embedding(self, patches):
-        """Eqs. (1), (6): x = M^(-1/2) (cos <w_k, h>, sin <w_k, h>) for k = 1..M.
+        """Eqs. (1), (6): x = M^(-1/2) (cos <omega_k, h>, sin <omega_k, h>), k = 1..M.
 
         patches: h, the s concatenated embeddings, (..., s V) -> x (..., 2M), of norm 1.
-        Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).
+        Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).  So x
+        also clusters (Section 3): patches within a small part of sigma get nearly the
+        same x, patches several sigma apart nearly orthogonal ones.
         """
         angles = patches @ self.omega.T  # (..., M)
         return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(self.omega) ** 0.5
@@ -65,46 +66,47 @@ CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the 
 def embed(net, tokens):
     """net(tokens) with equal patches computed once, without gradients.
 
-    tokens: integers (n, width).  Returns the different outputs, table (U, V), and which
-    of them stands at every place, ids (n, width / s^k) after the k levels of net:
-    table[ids] is net(tokens).  ValueError for tokens outside 0..V-1.
+    tokens: integers (n, width).  Returns the outputs (n, width / s^k, V) after the k
+    levels of net.  ValueError unless tokens are integers in 0..V-1.
     """
-    table, ids = net[0].weight, tokens
-    if not 0 <= ids.min() <= ids.max() < len(table):
-        got = f"got {ids.min()} to {ids.max()}"
-        raise ValueError(f"tokens must lie in 0..{len(table) - 1}, {got}")
-    for level in net[1:]:
-        patches = ids.unflatten(1, (-1, level.s))  # (n, width / s, s)
-        rows, number = distinct_rows(patches.flatten(0, 1))
-        table = torch.cat([level(table[chunk])[:, 0] for chunk in rows.split(CHUNK)])
-        ids = number.view(patches.shape[:2])
-    return table, ids
+    outputs = net[0].weight  # one row per symbol; below, one per different patch
+    index = as_symbols(tokens, len(outputs)).to(outputs.device)
+    for level in net[1:]:  # outputs[index] are the embeddings of the tokens
+        patches = index.unflatten(1, (-1, level.s))  # (n, width / s, s)
+        rows, number = distinct(patches.flatten(0, 1))
+        # Each row is a sentence of one patch: level(...) is (u, 1, V).
+        outputs = torch.cat([level(outputs[part])[:, 0] for part in rows.split(CHUNK)])
+        index = number.view(patches.shape[:2])
+    return outputs[index]
 
 
-def distinct_rows(ids):
-    """The different rows of integers ids >= 0, (n, width), and the number of each.
+def as_symbols(values, V):
+    """Integers as an int64 tensor; ValueError unless they lie in 0..V-1."""
+    values = torch.as_tensor(values)
+    symbols = values.long()
+    if values.is_floating_point() or not 0 <= symbols.min() <= symbols.max() < V:
+        got = f"got {values.dtype}, {symbols.min()} to {symbols.max()}"
+        raise ValueError(f"symbols must be integers in 0..{V - 1}, {got}")
+    return symbols
 
-    Returns rows (U, width) and number (n,), so that rows[number] is ids.
+
+def distinct(rows):
+    """The U different rows of integers >= 0, and the number of each row among them.
+
+    [[0, 2], [1, 1], [0, 2]] has the rows [[0, 2], [1, 1]], with numbers [0, 1, 0].
+    This is torch.unique(rows, dim=0, return_inverse=True), several times faster.
+    (n, width) -> (U, width) and (n,).
     """
-    number = torch.zeros(len(ids), dtype=torch.int64, device=ids.device)
-    for column in ids.T:  # number the pairs of the row so far and its next entry
+    number = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    for column in rows.T:
+        # Rows that agree so far share a number; it and the next entry form a pair.
         pairs = number * (column.max() + 1) + column
-        number = torch.unique(pairs, return_inverse=True)[1]
-    rows = ids.new_empty(number.max() + 1, ids.shape[1])
-    rows[number] = ids  # every copy of a row writes the same entries
-    return rows, number
-
-
-@contextmanager
-def torch_threads(threads):
-    """Hold torch to so many threads, then restore the caller's; also a decorator.
-
-    Two threads wait for each other at every step: beside a busy program training was up
-    to 100 times slower.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        if pairs.max() > len(rows):
+            number = torch.unique(pairs, return_inverse=True)[1]  # this sorts
+        else:  # the same by counting: pairs [5, 2, 5] get the numbers [1, 0, 1]
+            occurs = pairs.new_zeros(pairs.max() + 1)
+            occurs[pairs] = 1  # [0, 0, 1, 0, 0, 1]
+            number = occurs.cumsum(0)[pairs] - 1
+    different = rows.new_empty(number.max() + 1, rows.shape[1])
+    different[number] = rows  # every copy of a row writes the same entries
+    return different, number

@@ -1,7 +1,9 @@
 r"""The random hierarchy model: a grammar whose sentences are classified by their root.
 
     Ren, Dandi, Krzakala, Lee, "Provable Learning of Random Hierarchy Models and
-    Hierarchical Shallow-to-Deep Chaining", COLT 2026.  Sections 2.1, 4 and Appendix B.
+    Hierarchical Shallow-to-Deep Chaining", COLT 2026.
+    In this file: Section 2.1 (Definitions 3, 4), Section 4 (Equation 4, Assumption 6),
+    Appendix B (random rules).
 
     V   symbols of every level, 0..V-1       m   rules per symbol
     s   tokens per patch                     L   levels; a sentence has d = s^L tokens
@@ -19,14 +21,15 @@ that undoes the step.
                   / \   / \ / \   / \       rules[2]   transition(3)   q^(3)   net[1]
     level 3       o o   o o . .   . .       the sentence; o: the leaves under mu
 
-q^(l) uses T_1 ... T_(l-1) only: q^(1) is one-hot.  net[0] is the one-hot embedding.
-Synonyms are patches that the same symbol generates.  The paper writes P_l twice:
-calligraphic for the set of the V m patches of a level, bold for our T_l.  Its rho^(l),
-Eq. (5), is a lower bound of our `signal`.  `python rhm.py` shows a grammar.
+So rules[l-1], transition(l), q^(l) and net[L-l+1] belong to one step.  q^(l) depends on
+the parent nu only, and on the rules above it; for l = 1 nu is the label, and q^(1) is
+one-hot.  net is the network of model.py, net[0] its one-hot embedding.  Synonyms are
+patches that the same symbol generates; they share q.  The paper writes P_l twice:
+calligraphic for the set of the V m patches of a level, bold for our T_l.
+`python rhm.py` shows a grammar.
 """
 
 import math
-import operator
 
 import numpy as np
 
@@ -34,57 +37,50 @@ import numpy as np
 class RHM:
     """A (V, m)-uniform, non-ambiguous grammar (Section 2.1, Definitions 3 and 4).
 
-    rules: integers (L, V, m, s), or a list of L arrays or tensors (V, m, s).  There are
-    as many labels as symbols.  The label and the rule of each symbol are uniform.
-    ValueError for other shapes, a token outside 0..V-1, a patch generated twice; in
-    the methods for a level outside 1..L.  rng is a NumPy Generator or a seed.
+    rules: integers (L, V, m, s); rules[l][nu] are the m patches of level l + 1 that
+    symbol nu of level l may become.  There are as many labels as symbols.  The label
+    and the rule of each symbol are uniform.  ValueError for other shapes, for a token
+    outside 0..V-1, and for a patch that is generated twice.  All methods refuse a level
+    outside 1..L.  Everywhere rng is a NumPy Generator or a seed.
     """
 
     def __init__(self, rules):
-        try:
-            rules = np.stack([np.asarray(level) for level in rules])  # a copy
-        except ValueError as error:
-            raise ValueError("rules must be (L, V, m, s), not ragged") from error
-        if rules.ndim != 4 or rules.size == 0:
-            raise ValueError(f"rules must be (L, V, m, s), got shape {rules.shape}")
+        rules = np.array(rules)  # a copy
+        got = f"got {rules.dtype} of shape {rules.shape}"
+        if rules.ndim != 4 or not np.issubdtype(rules.dtype, np.integer):
+            raise ValueError(f"rules must be integers (L, V, m, s), {got}")
         self.L, self.V, self.m, self.s = rules.shape
         self.d = self.s**self.L  # tokens per sentence
-        self.rules = self._as_tokens(rules)
-        self.rules.setflags(write=False)  # the parse would not follow an edit
-        self._parents = [{} for _ in range(self.L)]  # [l]: patch of level l+1 -> symbol
-        for l, nu, j in np.ndindex(self.L, self.V, self.m):
-            patch = tuple(self.rules[l, nu, j].tolist())
-            if patch in self._parents[l]:
-                twice = f"by symbols {self._parents[l][patch]} and {nu}"
-                raise ValueError(f"level-{l + 1} patch {patch} is generated {twice}")
-            self._parents[l][patch] = nu
+        if not 0 <= rules.min() <= rules.max() < self.V:
+            raise ValueError(f"rules (L, V, m, s) must lie in 0..{self.V - 1}, {got}")
+        self.rules = rules.astype(np.int64)
+        for l in range(1, self.L + 1):
+            self._parents(l)  # raises the error for a patch that has two
 
     @classmethod
-    def random(cls, V, m, s, L, rng, uniform_first_token=True):
+    def random(cls, V, m, s, L, rng, *, uniform_first_token=True):
         """Draw V m patches per level and deal them to the V symbols of the level above.
 
-        Appendix B: every symbol is the first token of exactly m patches, so that first
-        tokens are uniform at every level and kappa = 1.  uniform_first_token=False: any
-        V m of the V^s patches, as in Cagnetta et al. (2024).  ValueError when there is
-        no such grammar, or V^s or s^L is too large.
+        Appendix B: for each first token (the head) draw m different rests (tails).  So
+        first tokens are uniform at every level, and kappa = 1.
+        uniform_first_token=False: any V m of the V^s patches, as in Cagnetta et al.
+        (2024).  ValueError when there is no such grammar, or V^s or s^L is too large.
         """
-        V, m, s, L = (operator.index(size) for size in (V, m, s, L))
         exists = min(V, m, s, L) >= 1 and s * math.log2(V) < 63 and V * m <= V**s
         if not exists or L * math.log2(s) > 31:
             needed = "sizes >= 1, V m <= V^s < 2^63 and s^L <= 2^31 are needed"
             raise ValueError(f"{needed}, got V = {V}, m = {m}, s = {s}, L = {L}")
         rng = np.random.default_rng(rng)
-        # Patches are numbered in base V.  int64: NumPy 1 on Windows would have 32 bits.
-        heads, powers = np.arange(V, dtype=np.int64), np.int64(V) ** np.arange(s)[::-1]
-        rules = []
+        # A patch is a number of s digits in base V: with V = 4, patch (1, 3) is 7.
+        powers, rules = np.array([V**k for k in reversed(range(s))]), []
         for _ in range(L):
             if uniform_first_token:
                 tails = [rng.choice(V ** (s - 1), m, replace=False) for _ in range(V)]
-                numbers = heads[:, None] * V ** (s - 1) + tails
+                drawn = [head * V ** (s - 1) + tail for head, tail in enumerate(tails)]
             else:
-                numbers = rng.choice(V**s, V * m, replace=False)
-            dealt = rng.permutation(numbers.ravel()).reshape(V, m, 1)
-            rules.append(dealt // powers % V)  # the s digits of every number
+                drawn = rng.choice(V**s, V * m, replace=False)
+            dealt = rng.permutation(np.ravel(drawn)).reshape(V, m, 1)
+            rules.append(dealt // powers % V)  # the digits of every number, (V, m, s)
         return cls(rules)
 
     def __repr__(self):
@@ -93,16 +89,19 @@ class RHM:
     def sample_tree(self, n, rng, level=1):
         """Draw n derivations, latent symbols included (Definition 3).
 
-        Only the first level-`level` patch is drawn, with its ancestors and descendants;
-        level 1 is the whole sentence.  Returns L + 1 int64 arrays: number l is
-        (n, s^(l-level+1)) from l = level on, (n, 1) above.
+        Only the first level-`level` patch is drawn, with its ancestors and descendants.
+        Level 1 has one patch only, so that level = 1 draws the whole sentence.  Returns
+        L + 1 int64 arrays, for levels 0, 1, 2, ...: with level = 1 they are (n, 1),
+        (n, s), (n, s^2), ...; with level = 3 (n, 1), (n, 1), (n, 1), (n, s), ...
         """
         self._check_level(level)
         rng = np.random.default_rng(rng)
         tree = [rng.integers(self.V, size=(n, 1))]
         for l, rules in enumerate(self.rules, start=1):
             choice = rng.integers(self.m, size=tree[-1].shape)
-            tokens = rules[tree[-1], choice].reshape(n, tree[-1].shape[1] * self.s)
+            # rules[tree[-1], choice], written so that it is twice as fast:
+            patches = rules.reshape(-1, self.s).take(self.m * tree[-1] + choice, axis=0)
+            tokens = patches.reshape(n, tree[-1].shape[1] * self.s)
             # Above the patch sought, only the first token leads to it.
             tree.append(tokens if l >= level else tokens[:, :1])
         return tree
@@ -116,19 +115,29 @@ class RHM:
         tree = self.sample_tree(n, rng, level)
         return tree[-1], tree[0][:, 0]
 
+    def _parents(self, l):
+        """{level-l patch: the symbol of level l-1 that generates it}."""
+        parents = {}
+        for nu, patches in enumerate(self.rules[l - 1].tolist()):
+            for patch in map(tuple, patches):
+                if patch in parents:
+                    twice = f"generated by symbols {parents[patch]} and {nu}"
+                    raise ValueError(f"level-{l} patch {patch} is {twice}")
+                parents[patch] = nu
+        return parents
+
     def parse(self, tokens):
         """Recover all symbols of whole sentences, bottom up (Section 2.1).
 
         The parse is unique, since no patch has two parents.  tokens: integers (n, d).
-        Returns L + 1 int64 arrays (n, s^l), labels first.  ValueError for other tokens
-        and for a patch that no symbol generates.
+        Returns L + 1 arrays (n, s^l), labels first.  ValueError for another length and
+        for a patch that no symbol generates.
         """
-        tokens = np.asarray(tokens)
-        if tokens.ndim != 2 or tokens.shape[1] != self.d:
-            raise ValueError(f"tokens must be (n, {self.d}), got shape {tokens.shape}")
-        tree = [self._as_tokens(tokens)]
+        tree = [np.asarray(tokens)]
+        if tree[0].ndim != 2 or tree[0].shape[1] != self.d:
+            raise ValueError(f"tokens must be (n, {self.d}), got {tree[0].shape}")
         for l in range(self.L, 0, -1):
-            width, parents = self.s ** (l - 1), self._parents[l - 1]
+            width, parents = self.s ** (l - 1), self._parents(l)
             patches = [tuple(patch) for patch in tree[0].reshape(-1, self.s).tolist()]
             symbols = [parents.get(patch) for patch in patches]
             if None in symbols:
@@ -147,33 +156,27 @@ class RHM:
         self._check_level(l)
         return np.eye(self.V)[self.rules[l - 1, :, :, 0]].mean(1)
 
-    def _label_and_first_symbol(self, l):
-        """P[label = zeta, first level-l symbol = nu], (V, V): labels by symbols."""
-        joint = np.eye(self.V) / self.V
-        for k in range(1, l + 1):
-            joint = joint @ self.transition(k)
-        return joint
+    def ways(self, l):
+        """In how many ways label zeta leads to nu as the first symbol of level l.
+
+        (V, V), rows zeta, columns nu: the product m T_1 ... m T_l.  Whole numbers are
+        exact (below 2^53).  So equal posteriors are equal, and their distance is 0.
+        """
+        ways = np.eye(self.V)
+        for rules in self.rules[:l]:
+            ways = ways @ np.eye(self.V)[rules[:, :, 0]].sum(1)
+        return ways
 
     def label_posterior(self, level):
         """q_mu^(level), Eq. (4): P[label | the first level-`level` patch is mu].
 
         Row nu of the result, (V, V), is q for all patches of the level-(level-1) symbol
-        nu, by Bayes' rule; NaN when nu is never first.
+        nu: Bayes' rule with uniform labels.  NaN when nu is never first.
         """
         self._check_level(level)
-        joint = self._label_and_first_symbol(level - 1)
+        ways = self.ways(level - 1)
         with np.errstate(invalid="ignore"):
-            return (joint / joint.sum(0)).T
-
-    def _distances(self, level):
-        """||q - q'|| of all pairs of symbols of level - 1, (V, V)."""
-        q = self.label_posterior(level)
-        distances = np.array([np.linalg.norm(q - row, axis=1) for row in q])
-        # A product of level - 1 matrices of size V has rounding errors below this:
-        distances[distances <= level * self.V * np.finfo(float).eps] = 0
-        distances[np.isnan(distances)] = math.inf  # one of the two is never first
-        np.fill_diagonal(distances, math.inf)
-        return distances
+            return (ways / ways.sum(0)).T
 
     def signal(self, level):
         """rho^(level): the smallest ||q_mu - q_mu'|| of patches that are not synonyms.
@@ -181,7 +184,10 @@ class RHM:
         The paper's rho, Eq. (5), is its lower bound K_rho m^(-level/2).  inf when fewer
         than two symbols can come first.
         """
-        return float(self._distances(level).min())
+        q = self.label_posterior(level)
+        q = q[~np.isnan(q[:, 0])]
+        nearest = [np.linalg.norm(q[:k] - q[k], axis=1).min() for k in range(1, len(q))]
+        return float(min(nearest, default=math.inf))
 
     @property
     def kappa(self):
@@ -189,9 +195,10 @@ class RHM:
 
         Assumption 6(a), for all l and mu; inf when some patch is never first.
         """
-        first = [self._label_and_first_symbol(l).sum(0) for l in range(self.L)]
-        rarest = np.min(first)  # of all symbols; its m patches share it equally
-        return float(1 / (self.V * rarest)) if rarest > 0 else math.inf
+        # Symbol nu of level l is first in ways(l).sum(0)[nu] of V m^l ways.  The m
+        # patches of level l + 1 that it generates share them equally.
+        rarest = min(self.ways(l).sum(0).min() / self.m**l for l in range(self.L))
+        return float(1 / rarest) if rarest > 0 else math.inf
 
     @property
     def K_rho(self):
@@ -202,28 +209,21 @@ class RHM:
         """Say where Assumption 6 fails: a list of lines, empty when it holds."""
         lines = []
         for l in range(1, self.L + 1):
-            fails, of = f"fails at level {l}", f"of level {l - 1}"
-            never = np.flatnonzero(np.isnan(self.label_posterior(l)[:, 0])).tolist()
+            rows = self.label_posterior(l).tolist()
+            never = [nu for nu, q in enumerate(rows) if math.isnan(q[0])]
             if never:
-                why = f"kappa = inf, symbols {never} {of} are never first"
-                lines.append(f"Assumption 6(a) {fails}: {why}")
-            for nu, other in np.argwhere(self._distances(l) == 0)[:1]:
-                why = f"K_rho = 0, symbols {nu} and {other} {of} have the same q"
-                lines.append(f"Assumption 6(b) {fails}: {why}")
+                why = f"kappa = inf, symbols {never} of level {l - 1} are never first"
+                lines.append(f"Assumption 6(a) fails at level {l}: {why}")
+            if self.signal(l) == 0:
+                nu = next(nu for nu, q in enumerate(rows) if rows.count(q) > 1)
+                twins = [other for other, q in enumerate(rows) if q == rows[nu]]
+                why = f"K_rho = 0, symbols {twins} of level {l - 1} have the same q"
+                lines.append(f"Assumption 6(b) fails at level {l}: {why}")
         return lines
 
     def _check_level(self, level):
         if level not in range(1, self.L + 1):
             raise ValueError(f"level must be in 1..{self.L}, got {level}")
-
-    def _as_tokens(self, tokens):
-        """An int64 copy; ValueError unless tokens are integers in 0..V-1."""
-        if not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(f"tokens must be integers, got {tokens.dtype}")
-        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.V:
-            got = f"got {tokens.min()} to {tokens.max()}"
-            raise ValueError(f"tokens must lie in 0..{self.V - 1}, {got}")
-        return tokens.astype(np.int64)
 
 
 def typical_signal(V, m, level):
@@ -233,14 +233,6 @@ def typical_signal(V, m, level):
     every z that sums to 0; q_mu - q_mu' is level - 1 such T applied to e_nu - e_nu'.
     """
     return math.sqrt(2 * ((V - 1) / max(m * V - 1, 1)) ** (level - 1))
-
-
-def signal_bound(m, level):
-    """Proposition 19: rho^(level) >= (20 m)^(-(level-1)/2), for Appendix B's grammars.
-
-    With high probability, when V and m are of order log d and not tiny.
-    """
-    return (20 * m) ** (-(level - 1) / 2)
 
 
 def main():

@@ -2,80 +2,89 @@
 
 `python train_layerwise.py` trains on sentences and labels alone, and compares every
 level with the exact theory afterwards.  Below: the algorithm, what it calls in the
-order of the calls, the proof's constants, measurements, the picture, the command line.
+order of the calls, measurements, the picture, the command line.
 """
 
 import argparse
 import math
-import os
 import time
 from collections import namedtuple
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-from model import CHUNK, Level, deep_cnn, distinct_rows, embed, torch_threads
-from rhm import RHM, signal_bound, typical_signal
-
-
-def setting(default, help):
-    """A field of Config, which is an option of the command line as well."""
-    return field(default=default, metadata={"help": help})
+from model import CHUNK, Level, as_symbols, deep_cnn, distinct, embed
+from rhm import RHM, typical_signal
 
 
 @dataclass
 class Config:
-    """The learner's settings.  The notebook compares them with what the proof asks."""
+    """The learner's settings, chosen by trial; experiments/README.md has the trials.
 
-    C: float = setting(20.0, "samples: C kappa V m m^l for level l")
-    M: int = setting(256, "random frequencies per level")
-    ridge: float = setting(0.01, "lambda_W = ridge / (V m); the proof has ridge = 1")
-    sigma_quantile: float = setting(1.5, "sigma is the quantile at sigma_quantile / V")
-    kappa: float = setting(1.0, "the kappa of Assumption 6 that the learner assumes")
-    eps: float = setting(0.01, "target error of Lemma 17: sets the number of steps")
-    seed: int = setting(0, "of grammar, data and features")
-    device: str = setting("cpu", "cpu or cuda")
+    ValueError unless they are above 0 and finite.
+    """
+
+    C: float = 2.5  # samples: N^(l) = C s L V m m^l; Section 4.2 prints (V m)^2 m^l
+    M: int = 256  # random frequencies per level
+    ridge: float = 0.01  # lambda_W = ridge / (V m); the proof's 1 mixes close patches
+    sigma: float = 0.5  # bandwidth of the features, in units of typical_distance
+    eps: float = 0.01  # target error of Lemma 17; its logarithm enters the steps T
+    seed: int = 0  # of data and features, and of the command line's grammar
+    device: str = "cpu"  # or "cuda"
+
+    def __post_init__(self):
+        for name in ("C", "M", "ridge", "sigma", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                got = f"got {getattr(self, name)}"
+                raise ValueError(f"{name} must be above 0 and finite, {got}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
 Stage = namedtuple("Stage", "level N strings sigma losses")
 
 
-@torch_threads(1)
-def train(rhm, config, report=None, sigmas=None, descend=None):
+def train(rhm, config, report=None, descend=None):
     """The training algorithm of Section 2.3; returns (net, stages).
 
     Bottom up, each level learns to predict the *label* from the first patch of fresh
     sentences, embedded by the levels below.  The first patch is enough: the rules are
     the same at every place.  The levels above are ignored, as if a residual link led to
-    the output.  Of the grammar it uses rhm.sample and the sizes V, m, s, L only.
+    the output.
 
-    A Stage has its level, N samples, how many different strings of leaves are among
-    them, sigma, and T losses.  report(net, stage) is called after every stage; sigmas,
-    {level: sigma}, replace the learner's choice; descend replaces gradient_descent.
-    ValueError for labels outside 0..V-1 and sigmas of levels outside 1..L.
+    rhm is anything with V, m, s, L and sample(n, rng, level) as in RHM.sample, which
+    brings fresh sentences at every call.  report(net, stage) is called after a level; a
+    Stage has its level, N samples, how many different strings of leaves are among them,
+    sigma, and the losses.  descend replaces gradient_descent.  ValueError for what is
+    wrong in the samples or in the W of descend.
+    torch.set_num_threads(1) is faster, and far faster beside a busy program.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
+    # Two independent streams of random numbers:
     data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
-    lambda_W, eta, T = schedule(V, m, config)
-    # One-hot patches are sqrt 2 apart or more, and 0.5 (not in the paper) makes their
-    # kernel exp(-4) or less.
-    sigmas = {L: 0.5} | (sigmas or {})
-    if not sigmas.keys() <= set(range(1, L + 1)):
-        raise ValueError(f"sigmas must be for levels 1..{L}, got {list(sigmas)}")
+    lambda_W, eta, T = schedule(V, m, config.ridge, config.eps)
     net, stages = deep_cnn(V).to(config.device), []
     for l in range(L, 0, -1):
-        N = math.ceil(config.C * config.kappa * V * m * m**l)  # Section 4.2: ~ m^l
-        tokens, labels = rhm.sample(N, data_rng, l)  # the leaves under the first patch
-        h, counts = merge(net, tokens, labels)
-        if l not in sigmas:
-            sigmas[l] = choose_sigma(h, counts, config.sigma_quantile, feature_rng)
-        level = Level(V, s, config.M, sigmas[l], feature_rng).to(config.device)
-        losses = train_level(level, h, counts, lambda_W, eta, T, descend)
+        N = math.ceil(config.C * s * L * V * m * m**l)  # Section 4.2
+        strings, counts = draw(rhm, N, data_rng, l)  # of leaves under the first patch
+        h = embed(net, strings)  # (U, s, V): one patch per string
+        shares = (counts / counts.sum()).to(h)  # (U, V), they sum to 1
+        sigma = config.sigma * typical_distance(h, shares)
+        level = Level(V, s, config.M, sigma, feature_rng).to(h.device)
+        covariance, correlation = averages(level, h, shares)
+        minimise = descend or gradient_descent
+        W, losses = minimise(covariance, correlation, lambda_W, eta, T)
+        if W.shape != level.W.shape or not W.isfinite().all():
+            shape = tuple(level.W.shape)
+            raise ValueError(f"level {l}: W has diverged, or is not of shape {shape}")
+        level.W.data.copy_(W.detach())
         net.append(level)
-        stages.append(Stage(l, N, len(h), sigmas[l], losses))
+        losses = losses.detach().cpu().numpy()
+        stages.append(Stage(l, int(counts.sum()), len(strings), sigma, losses))
         if report:
             report(net, stages[-1])
     return net, stages
@@ -84,82 +93,85 @@ def train(rhm, config, report=None, sigmas=None, descend=None):
 # ---- What train calls, in the order of the calls -------------------------------------
 
 
-def schedule(V, m, config):
+def schedule(V, m, ridge, eps, kappa=1):
     """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
 
-    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is enough for ridge 1; with a smaller
-    ridge gradient descent stops early.  The curvatures of Eq. (3) lie in [lambda_W,
-    1 + lambda_W], and the best constant step is 2 / (smallest + largest); Lemma 15
-    prints 2 / (1 + lambda_W) (README, slip 2).
+    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is enough for ridge 1.  For a smaller
+    ridge it stops before the flattest directions have converged, which loses little.
+    The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], since ||x|| = 1.  The
+    best constant step is 2 / (smallest + largest); Lemma 15 prints
+    2 |P_l| / (|P_l| + 1).  The learner assumes kappa = 1.
     """
     P = V * m  # |P_l|, the number of patches of every level
-    lambda_W = config.ridge / P
-    T = P * (math.log(100 * P * config.kappa * math.sqrt(V)) - math.log(config.eps))
-    T = max(1, math.ceil(T))  # without a step W = 0, and Eq. (2) is 0 / 0
-    return lambda_W, 2 / (1 + 2 * lambda_W), T
+    lambda_W = ridge / P
+    T = math.ceil(P * math.log(100 * P * kappa * math.sqrt(V) / eps))
+    return lambda_W, 2 / (1 + 2 * lambda_W), max(1, T)  # with T = 0 the output is 0 / 0
 
 
-def merge(net, tokens, labels):
-    """Embed the samples, equal patches once: efficiency only.
+def draw(rhm, N, rng, level):
+    """Draw N fresh sentences, and count as `tally` does.
 
-    Eq. (3) sees the data only through how often each patch came with each label; its
-    share of a label is q^ of Lemma 18.
-    tokens (N, s^k), labels (N,) -> h (U, s, V), the patches of the U different strings,
-    and counts (U, V).
-    ValueError unless labels are integers (N,) in 0..V-1.
+    A million at a time (efficiency only), so that memory grows with the different
+    strings, not with N.  ValueError when the sampler ignores `level`.
     """
-    device, V = net[0].weight.device, len(net[0].weight)
-    tokens, labels = (torch.as_tensor(a, device=device) for a in (tokens, labels))
-    if (
-        labels.shape != (len(tokens),)
-        or labels.is_floating_point()
-        or not 0 <= labels.min() <= labels.max() < V
-    ):
-        raise ValueError(f"labels must be integers in 0..{V - 1}, one per sentence")
-    table, ids = embed(net, tokens)
-    rows, number = distinct_rows(ids)
-    counts = torch.bincount(number * V + labels, minlength=len(rows) * V)
-    return table[rows], counts.view(-1, V)
+    width, block = rhm.s ** (rhm.L - level + 1), 2**20
+    rng = np.random.default_rng(rng)
+    strings = torch.empty((0, width), dtype=torch.int64)
+    counts = torch.empty((0, rhm.V), dtype=torch.int64)
+    for start in range(0, N, block):
+        tokens, labels = rhm.sample(min(block, N - start), rng, level)
+        if tokens.shape[1:] != (width,):
+            got = f"got {tuple(tokens.shape)}"
+            raise ValueError(f"level {level}: tokens must be (n, {width}), {got}")
+        more_strings, more_counts = tally(tokens, labels, rhm.V)
+        strings, number = distinct(torch.cat([strings, more_strings]))
+        both = torch.cat([counts, more_counts])
+        counts = both.new_zeros(len(strings), rhm.V).index_add(0, number, both)
+    return strings, counts
 
 
-def choose_sigma(h, counts, sigma_quantile, rng, pairs=20_000):
-    """The bandwidth sigma of Eq. (6), by a rule that is not in the paper.
+def tally(tokens, labels, V):
+    """The different strings, and how often each came with each label.
 
-    Lemma 10 wants sigma in proportion to the smallest distance between embeddings of
-    two symbols (Assumption 9), which the learner does not know.  Sort the distances of
-    random pairs of tokens.  About 1/V of the pairs are of one symbol and come first (a
-    little less, since equal tokens are dropped).  sigma is the distance at the quantile
-    sigma_quantile / V, a little after them: the notebook shows a histogram.
-    h: patches (U, s, V); each weighs as much as its counts (U, V).
+    Equal strings have equal x.  So Eq. (3) depends on these counts only.  The shares of
+    the labels within a row estimate q (Lemma 18).
+    tokens (N, width), labels (N,) -> strings (U, width), counts (U, V).  ValueError
+    unless tokens and labels are integers in 0..V-1, one label per string.
     """
-    weights = counts.sum(1).cpu().numpy() / counts.sum().item()
-    rows = torch.from_numpy(rng.choice(len(h), size=(2, pairs), p=weights))
-    places = torch.from_numpy(rng.integers(h.shape[1], size=(2, pairs)))
-    first, second = h[rows.to(h.device), places.to(h.device)]  # embedded, (pairs, V)
-    apart = (first - second).norm(dim=1)
-    apart = apart[apart > 0]  # without the pairs of equal tokens
-    share = min(1.0, sigma_quantile / h.shape[2])
-    # If all tokens are equal, any sigma will do.
-    return apart.quantile(share).item() if len(apart) else 1.0
+    tokens, labels = as_symbols(tokens, V), as_symbols(labels, V)
+    if labels.shape != (len(tokens),):
+        raise ValueError(f"labels must be ({len(tokens)},), got {tuple(labels.shape)}")
+    strings, number = distinct(tokens)
+    counts = torch.bincount(number * V + labels, minlength=len(strings) * V)
+    return strings, counts.view(-1, V)
 
 
-@torch.no_grad()
-def train_level(level, h, counts, lambda_W, eta, T, descend=None):
-    """Train W in place: gather the two averages of Eq. (3), then descend.
+def typical_distance(h, shares):
+    """Root mean square distance of the embeddings of two random tokens, for sigma.
 
-    h (U, s, V): patches; counts (U, V): how often each came with each label.
-    Returns the losses, as gradient_descent does.
+    Lemma 10 wants sigma in proportion to the smallest distance between two symbols,
+    which a learner does not know.  It can measure a typical one: above the bottom level
+    this is near typical_signal(V, m, l + 1), as Lemmas 21 and 26 say.
+    h: patches (U, s, V), weighed by shares (U, V).
     """
-    frequencies = counts.to(h.dtype) / counts.sum()  # (U, V)
+    weights = shares.sum(1)  # (U,)
+    mean = (weights @ h.flatten(1)).view(h.shape[1:]).mean(0)  # E h, (V,)
+    variance = weights @ (h - mean).square().sum(2).mean(1)  # E ||h - E h||^2
+    # E ||h - h'||^2 is twice that.  If all tokens are equal, any sigma will do.
+    return math.sqrt(2 * variance) or 1.0
+
+
+def averages(level, h, shares):
+    """The two averages of Eq. (3): E^[x x^T], (2M, 2M), and E^[e_zeta x^T], (V, 2M).
+
+    h: patches (U, s, V); shares (U, V): how often each came with each label.
+    """
     covariance, correlation = 0, 0
-    for patches, p in zip(h.split(CHUNK), frequencies.split(CHUNK)):
+    for patches, p in zip(h.split(CHUNK), shares.split(CHUNK)):
         x = level.patch_embedding(patches.flatten(1))  # (u, 2M)
-        covariance += x.T @ (p.sum(1, keepdim=True) * x)  # E^[x x^T]
-        correlation += p.T @ x  # E^[e_zeta x^T], whose mean is Eq. (8)
-    descend = descend or gradient_descent
-    W, losses = descend(covariance, correlation, lambda_W, eta, T)
-    level.W.copy_(W)
-    return losses.cpu().numpy()
+        covariance += x.T @ (p.sum(1, keepdim=True) * x)
+        correlation += p.T @ x  # Eq. (8) is its expectation over samples
+    return covariance, correlation
 
 
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
@@ -172,85 +184,50 @@ def gradient_descent(covariance, correlation, lambda_W, eta, T):
     losses = W.new_empty(T)
     for t in range(T):
         gradient = W @ covariance - correlation + lambda_W * W
-        # Eq. (3) multiplied out, with ||e_zeta|| = 1:
+        # Eq. (3) multiplied out, with ||e_zeta|| = 1, is
+        # 1/2 - <W, correlation> + <W, W covariance + lambda_W W> / 2, and so
         losses[t] = 0.5 + 0.5 * (W * (gradient - correlation)).sum()
         W = W - eta * gradient
     return W, losses
 
 
-# ---- The constants of the proof, for comparison; the run above uses its own ----------
-
-
-def proof_constants(rhm, eps=0.01, delta=1e-6):
-    """{level: what the proof of Theorem 7 asks}, the README's slips 1 to 3 mended.
-
-    eps: the error allowed at level 1; delta: the probability of failure at each level.
-    Lemma 11 chains the levels, with the grammar's own rho; Lemmas 10, 15, 16 and 17
-    give the constants of one level.  ValueError where Assumption 6 fails.
-    """
-    V, s, L, P, kappa = rhm.V, rhm.s, rhm.L, rhm.V * rhm.m, rhm.kappa
-    if kappa == math.inf or rhm.K_rho == 0:
-        raise ValueError("Theorem 7 needs a finite kappa and K_rho > 0")
-    constants = {}
-    for l in range(1, L + 1):
-        if l < L:  # Lemma 11: the error that level l allows in its inputs
-            rho = rhm.signal(l + 1)  # of the inputs, outputs of level l + 1
-            eps_below = rho / math.sqrt(2000 * P**2 * s * math.log(P * kappa / eps))
-        else:
-            rho, eps_below = math.sqrt(2), 0  # one-hot tokens
-        rho_tilde = rho - 2 * eps_below  # Assumption 9
-        lambda_W, eta, T = schedule(V, rhm.m, Config(ridge=1.0, kappa=kappa, eps=eps))
-        eps_S = lambda_W / 4  # Lemma 16
-        eps_O = eps / (600 * P**2 * kappa * math.sqrt(V))  # Lemma 17
-        sigma = rho_tilde / math.sqrt(2 * math.log(2 / eps_O))  # Lemma 10
-        M = s * V / min(eps_O**2, eps_S**4)  # Lemma 10, without constants and logs
-        N = math.ceil(32 * kappa * P / eps**2 * math.log(4 * P / delta))  # Lemma 17
-        constants[l] = SimpleNamespace(
-            kappa=kappa, rho=rho, eps=eps, eps_below=eps_below, eps_S=eps_S,
-            eps_O=eps_O, lambda_W=lambda_W, eta=eta, T=T, sigma=sigma, M=M, N=N,
-        )  # fmt: skip
-        eps = eps_below  # the target of the next level
-    return constants
-
-
 # ---- Measurements, not in the paper: they look at the grammar, after the fact --------
 
 
-@torch_threads(1)
 def predict(net, tokens):
-    """Outputs of the network, (n, width / s^k, V) after k levels.
+    """Outputs of the network, (n, width / s^k, V) after k levels, float64.
 
-    tokens: NumPy integers (n, width).  Returns float64.  ValueError where an output is
-    not finite.
+    tokens: integers (n, width).  ValueError where an output is not finite.
     """
-    tokens = torch.as_tensor(np.array(tokens), device=net[0].weight.device)
-    table, ids = embed(net, tokens)
-    if not table.isfinite().all():
-        raise ValueError("outputs are not finite: with W = 0, Eq. (2) is 0 / 0")
-    return table[ids].double().cpu().numpy()
+    outputs = embed(net, tokens)
+    if not outputs.isfinite().all():
+        raise ValueError("outputs are not finite: in Eq. (2) the sum of W x is 0")
+    return outputs.cpu().double().numpy()
 
 
 def outputs_of_level(net, rhm, level, tokens):
-    """predict with the levels L, L - 1, ..., level; ValueError where net lacks one."""
-    if not rhm.L - level < len(net) - 1 <= rhm.L:
-        have = f"the network has {len(net) - 1} levels"
-        raise ValueError(f"{have}, level {level} of {rhm.L} is not among them")
-    return predict(net[: rhm.L - level + 2], tokens)
+    """predict by the levels L, L - 1, ..., level of a network, without those above.
 
-
-def accuracy(net, rhm, n, rng):
-    """Share of n fresh sentences whose label is the argmax (Section 2.2)."""
-    tokens, labels = rhm.sample(n, rng)
-    outputs = outputs_of_level(net, rhm, 1, tokens)[:, 0]  # (n, V)
-    return float((outputs.argmax(1) == labels).mean())
-
-
-def distances_to_q(outputs, rhm, level):
-    """||output - q|| for q of all symbols of level - 1; inf for one never first.
-
-    outputs (n, width, V) -> distances (n, width, V): one per symbol.
+    tokens: whole sentences, or the leaves under first patches of that level.
+    ValueError for other lengths, and for a network of other sizes.
     """
-    q = rhm.label_posterior(level)
+    depth, needed = len(net) - 1, rhm.L - level + 1
+    if net[0].num_embeddings != rhm.V or not needed <= depth <= rhm.L:
+        have = f"the network has {depth} levels and V = {net[0].num_embeddings}"
+        raise ValueError(f"{have}, which cannot be level {level} of {rhm}")
+    whole, part = rhm.s**rhm.L, rhm.s**needed
+    if len(tokens[0]) not in (whole, part):
+        got = f"got {len(tokens[0])}"
+        raise ValueError(f"level {level} needs {whole} or {part} tokens, {got}")
+    return predict(net[: 1 + needed], tokens)
+
+
+def distances_to_q(net, rhm, level, tokens):
+    """||output - q|| for every output of a level and q of every symbol of level - 1.
+
+    (n, width, V): one distance per symbol, inf for a symbol that is never first.
+    """
+    outputs, q = outputs_of_level(net, rhm, level, tokens), rhm.label_posterior(level)
     rows = torch.from_numpy(outputs.reshape(-1, rhm.V))
     to_q = torch.cdist(rows, torch.from_numpy(q)).numpy()
     to_q[:, np.isnan(q[:, 0])] = math.inf
@@ -260,13 +237,12 @@ def distances_to_q(outputs, rhm, level):
 def network_parse(net, rhm, tokens):
     """Sentences (n, d) as the network reads them, in the form of RHM.parse.
 
-    A token counts as the symbol with the q nearest to its embedding.
+    A patch counts as the symbol with the q nearest to its output.  It is the right one
+    if the error is below rho / 2; two symbols with the same q look alike.
     """
-    tree = [tokens]
-    for level in range(rhm.L, 0, -1):
-        outputs = outputs_of_level(net, rhm, level, tokens)
-        tree.insert(0, distances_to_q(outputs, rhm, level).argmin(2))
-    return tree
+    levels = range(1, rhm.L + 1)
+    read = [distances_to_q(net, rhm, l, tokens).argmin(2) for l in levels]
+    return [*read, np.asarray(tokens)]
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
@@ -277,9 +253,18 @@ def diagnose(net, rhm, level, rng, n=10_000):
     """
     tree = rhm.sample_tree(n, rng, level)
     symbol = tree[level - 1][:, 0]
-    outputs = outputs_of_level(net, rhm, level, tree[-1])
-    to_q = distances_to_q(outputs, rhm, level)[:, 0]
+    to_q = distances_to_q(net, rhm, level, tree[-1])[:, 0]  # (n, V)
     return to_q[np.arange(n), symbol], float((to_q.argmin(1) == symbol).mean())
+
+
+def accuracy(net, rhm, n, rng):
+    """Share of n fresh sentences whose label is the argmax (Section 2.2)."""
+    tokens, labels = rhm.sample(n, rng)
+    guesses = outputs_of_level(net, rhm, 1, tokens)[:, 0].argmax(1)
+    return float((guesses == np.ravel(labels)).mean())  # ravel: labels may be (n, 1)
+
+
+# ---- The program ---------------------------------------------------------------------
 
 
 def run(rhm, config):
@@ -304,14 +289,16 @@ def run(rhm, config):
 
     net, stages = train(rhm, config, report)
     rng = np.random.default_rng([config.seed, 4])
-    share, sentence = accuracy(net, rhm, n, rng), rhm.sample(1, rng)[0]
-    print("\nA fresh sentence as the network reads it, and as the grammar parses it:")
-    read, parsed = network_parse(net, rhm, sentence), rhm.parse(sentence)
+    share, tokens = accuracy(net, rhm, n, rng), rhm.sample(1, rng)[0]
+    read, parsed = network_parse(net, rhm, tokens), rhm.parse(tokens)
+    sentence = "The first 16 tokens of a sentence" if rhm.d > 16 else "A fresh sentence"
+    print("\nLevel l of the network finds the symbols of level l - 1.")
+    print(f"{sentence} as the network reads it, and as the grammar parses it:")
     for l in range(rhm.L + 1):
         columns = 4 * rhm.s ** (rhm.L - l)  # a symbol stands above its first token
         for name, tree in ("network", read), ("grammar", parsed):
             symbols = "".join(f"{nu:<{columns}}" for nu in tree[l][0])
-            print(f"level {l}  {name}  {symbols[:64].rstrip()}")  # 16 tokens
+            print(f"level {l}  {name}  {symbols[:64].rstrip()}")
     N, seconds = sum(stage.N for stage in stages), time.perf_counter() - start
     print(f"\n{100 * share:.2f}% of {n} fresh sentences right", end=" ")
     print(f"(chance {100 / rhm.V:.2f}%), {N} training sentences, {seconds:.1f} s")
@@ -323,15 +310,13 @@ def plot(net, rhm, stages, all_errors):
 
     net, stages and all_errors as run returns them.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
     axes, rng = top.subplots(1, rhm.L, squeeze=False)[0], np.random.default_rng(0)
     levels = [stage.level for stage in stages]
     for ax, level in zip(axes, levels):
-        # One random string under each of the V m patches, sorted by symbol:
+        # One random string under each of the V m patches, sorted by symbol, as
+        # sample_tree draws them:
         tokens = rhm.rules[level - 1].reshape(-1, rhm.s)
         for rules in rhm.rules[level:]:
             choice = rng.integers(rhm.m, size=tokens.shape)
@@ -354,94 +339,76 @@ def plot(net, rhm, stages, all_errors):
         ("typical distance", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
         ("largest error", "C1s-", [errors.max() for errors in all_errors]),
         ("median error", "C1s--", [np.median(errors) for errors in all_errors]),
-        ("Proposition 19", "k-.", [signal_bound(rhm.m, l) for l in levels]),
+        ("Proposition 19", "k-.", [(20 * rhm.m) ** (-(l - 1) / 2) for l in levels]),
     ):
         drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
         right.plot(levels, drawn, style, label=label)
     right.set(title="signal and error", yscale="log", xticks=levels)
-    right.set(xlabel="level (trained from left to right)", ylabel="distance of two q")
+    right.set(xlabel="level (trained from left to right)")
+    right.set(ylabel="distance of two q, or of output and q")
     right.invert_xaxis()
     for ax in (left, right):
         ax.legend(fontsize="small")
     return figure
 
 
-# ---- The command line ----------------------------------------------------------------
+def gigabytes(V, m, s, L, C):
+    """About how much memory the samples of a run take; the largest level counts."""
+    numbers = []
+    for l in range(1, L + 1):
+        N, width = C * s * L * V * m * m**l, s ** (L - l + 1)
+        choices = sum(s**k for k in range(L - l + 1))  # of rules, from nu to its leaves
+        strings = min(N, V * m ** min(choices, 64))
+        table = strings * (width + V + 2 * s * V)  # strings, counts, h and its copies
+        numbers.append(table + 3 * width * min(N, 2**20))  # and a block of sentences
+    return 8e-9 * max(numbers)  # 8 bytes for each number
 
 
 def main(argv=None):
-    """Train, print, draw.  What was typed wrongly ends in one line, exit code 2."""
-    text = "Train a deep CNN layer by layer on a random hierarchy model."
-    parser = one_line_parser(text)
-    parser.add_argument("--V", type=int, default=16, help="symbols of every level")
-    parser.add_argument("--m", type=int, default=4, help="rules per symbol")
-    parser.add_argument("--s", type=int, default=2, help="tokens per patch")
-    parser.add_argument("--L", type=int, default=4, help="levels, for s^L tokens")
-    parser.add_argument(
-        "--sampler",
-        choices=("appendix_B", "cagnetta"),
-        default="appendix_B",
-        help="of rules: Appendix B's, or any V m patches as in Cagnetta et al. (2024)",
+    """Train, print, draw, on one thread.  A wrong option ends in one line."""
+    parser = argparse.ArgumentParser(
+        description="Train a deep CNN layer by layer on a random hierarchy model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        usage=argparse.SUPPRESS,  # an error is one line
+        allow_abbrev=False,
     )
-    for option in fields(Config):
-        settings = dict(default=option.default, help=option.metadata["help"])
-        parser.add_argument(f"--{option.name}", type=type(option.default), **settings)
-    parser.add_argument("--figure", type=Path, default="layerwise.png", help="picture")
+    for name, default, text in (
+        ("V", 16, "symbols of every level"),
+        ("m", 4, "rules per symbol"),
+        ("s", 2, "tokens per patch"),
+        ("L", 4, "levels, for s^L tokens"),
+        ("C", Config.C, "samples: C s L V m m^l for level l"),
+        ("M", Config.M, "random frequencies per level"),
+        ("ridge", Config.ridge, "lambda_W in units of 1 / (V m)"),
+        ("sigma", Config.sigma, "bandwidth, in typical distances of two tokens"),
+        ("eps", Config.eps, "target error, sets the number of steps"),
+        ("seed", Config.seed, "of grammar, data and features"),
+        ("device", Config.device, "cpu or cuda"),
+        ("figure", "layerwise.png", "a .png, .pdf or .svg"),
+    ):
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    samplers = dict(choices=("appendix_B", "cagnetta"), default="appendix_B")
+    parser.add_argument("--sampler", **samplers, help="of the rules")
     options = parser.parse_args(argv)
+    sizes = options.V, options.m, options.s, options.L
+    path = Path(options.figure).expanduser()
     try:
-        rhm, config, path = check(options)
-    except (ValueError, RuntimeError, AssertionError, OSError, MemoryError) as error:
+        if path.suffix not in (".png", ".pdf", ".svg") or not path.parent.is_dir():
+            raise ValueError(f"figure must be a .png, .pdf or .svg in a folder: {path}")
+        names = "C", "M", "ridge", "sigma", "eps", "seed", "device"
+        config = Config(*(getattr(options, name) for name in names))
+        torch.zeros(1, device=config.device)  # an error if it cannot be used
+        uniform = options.sampler == "appendix_B"
+        rhm = RHM.random(*sizes, config.seed, uniform_first_token=uniform)
+        needed = gigabytes(*sizes, config.C)
+        if needed > 6:
+            raise ValueError(f"this would need {needed:.0f} GB, more than 6")
+    except (ValueError, RuntimeError, AssertionError) as error:
         parser.error(str(error).splitlines()[0])
+    torch.set_num_threads(1)
     net, stages, all_errors = run(rhm, config)
-    try:
-        import matplotlib.figure  # here first: the results do not need it
-    except Exception as error:  # missing, or an MPLBACKEND that it does not know
-        parser.exit(1, f"No picture: {error}\n")
-    figure = plot(net, rhm, stages, all_errors)
-    try:
-        save(figure, path)
-    except OSError as error:  # a full disk, say
-        parser.exit(1, f"No picture: {error}\n")
+    plot(net, rhm, stages, all_errors).savefig(path, dpi=100)
     print(f"Picture: {path}")
-
-
-def one_line_parser(description, **settings):
-    """A parser whose errors are one line, and which completes no option's name."""
-    defaults = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    settings = defaults | settings | dict(usage=argparse.SUPPRESS, allow_abbrev=False)
-    return argparse.ArgumentParser(description=description, **settings)
-
-
-def check(options):
-    """Grammar, Config and path from what was typed; an error for what cannot be."""
-    config = Config(*(getattr(options, option.name) for option in fields(Config)))
-    for name in ("C", "M", "ridge", "sigma_quantile", "kappa", "eps"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-    if config.device.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {config.device}")
-    torch.zeros(1, device=config.device)  # an error if it cannot be used
-    V, m, s, L = options.V, options.m, options.s, options.L
-    uniform_first_token = options.sampler == "appendix_B"
-    rhm = RHM.random(V, m, s, L, config.seed, uniform_first_token)
-    if config.C * config.kappa * V * m ** (L + 1) > 2**31:
-        raise ValueError(f"level {L} would need more than 2^31 samples")
-    path = options.figure.expanduser()
-    if path.suffix not in (".png", ".pdf", ".svg") or path.is_dir():
-        raise ValueError(f"figure must be a .png, .pdf or .svg file, got {path}")
-    if not path.parent.is_dir():
-        raise ValueError(f"figure: there is no folder {path.parent}")
-    return rhm, config, path
-
-
-def save(figure, path):
-    """Write a picture beside its place, then move it there: a full disk harms none."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        figure.savefig(part, dpi=100)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,21 @@ training sentences of all levels; N*, the N of 90% accuracy; its power of m.  Th
 of the levels are fixed, N^(l) = C V m m^l: no test of Theorem 7's poly(m) m^L.
 """
 
+import argparse
 import math
-import time
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-from model import Level, deep_cnn, torch_threads
+from model import Level, deep_cnn, embed
 from rhm import RHM
-from train_layerwise import (
-    Config, check, merge, one_line_parser, predict, save, schedule, train, train_level,
-)  # fmt: skip
+from train_layerwise import Config, averages, predict, schedule, tally, train
 
+# Network, V, m, L; always s = 2.
 JOBS = [("deep", 16, m, L) for L in (2, 3) for m in (2, 3, 4, 6, 8)]
 JOBS += [("deep", 16, m, 4) for m in (2, 3, 4, 6)]
 JOBS += [("deep", 16, 4, 1), ("deep", 16, 4, 5), ("deep", 8, 4, 3), ("deep", 32, 4, 3)]
@@ -26,6 +27,20 @@ JOBS += [("one level", 16, 4, 3), ("one level", 16, 4, 4)]
 
 # N (points,): training sentences of all levels; shares (points, grammars): accuracies.
 Curve = namedtuple("Curve", "network V m L N shares")
+
+
+# ---- What the other experiments use as well ------------------------------------------
+
+
+def draw_grammars(V, m, s, L, count, **sampler):
+    """{seed: grammar}, the first `count` seeds for which Assumption 6 holds."""
+    rhms, seed = {}, 0
+    while len(rhms) < count:
+        rhm = RHM.random(V, m, s, L, seed, **sampler)
+        if not rhm.assumption_6_failures():
+            rhms[seed] = rhm
+        seed += 1
+    return rhms
 
 
 def series(covariance, correlation, lambda_W, eta, T):
@@ -42,106 +57,96 @@ def series(covariance, correlation, lambda_W, eta, T):
     return W @ basis.T, loss.view(1)
 
 
-@torch_threads(1)
-def train_one_level(rhm, N, sigma, ridge=0.003, seed=0, device="cpu"):
-    """A random-feature stand-in for Remark 8's shallow models; returns the network.
-
-    Its one level has the whole sentence as its patch.  sigma = L and ridge = 0.003 are
-    near the best of `python -m experiments.measurements one_level`.
-    """
-    lambda_W, eta, _ = schedule(rhm.V, rhm.m, Config(ridge=ridge))
-    net = deep_cnn(rhm.V).to(device)
-    h, counts = merge(net, *rhm.sample(N, [seed, 1]))
-    level = Level(rhm.V, rhm.d, 1024, sigma, [seed, 2]).to(device)
-    train_level(level, h, counts, lambda_W, eta, 50_000, series)
-    return net.append(level)
-
-
 def fresh_accuracy(net, rhm, seed):
     """train_layerwise.accuracy, 2000 sentences, for a network of one level as well."""
     tokens, labels = rhm.sample(2000, [seed, 4])
     return (predict(net, tokens)[:, 0].argmax(1) == labels).mean()
 
 
-def draw_grammars(V, m, L, count):
-    """Grammars of seeds 0, 1, ... until `count` of them have K_rho > 0; s is 2."""
-    rhms, good = [], 0
-    while good < count:
-        rhms.append(RHM.random(V, m, 2, L, rng=len(rhms)))
-        good += rhms[-1].K_rho > 0
-    return rhms
+def samples_needed(N, shares):
+    """N*, the N of 90%, interpolated in log N; nan if the shares do not cross 90%."""
+    k = np.argmax(np.array(shares) >= 0.9)  # the first; 0 as well if there is none
+    here = slice(k - 1, k + 1)
+    return np.exp(np.interp(0.9, shares[here], np.log(N[here]))) if k else np.nan
 
 
-def measure(network, V, m, L, grammars, device="cpu"):
-    """Accuracies at growing numbers of samples N = C V m (m + ... + m^L).
+# ---- The measurement -----------------------------------------------------------------
 
-    Yields N, the accuracies on the first `grammars` seeds with K_rho > 0, and on those
-    passed over for K_rho = 0, until the mean of the first is above 99.5%.
+
+def train_one_level(rhm, N, sigma, ridge=0.003, M=1024, seed=0):
+    """A random-feature stand-in for Remark 8's shallow models; returns the network.
+
+    Its one level has the whole sentence as its patch.  sigma = L and ridge = 0.003 are
+    near the best of `python -m experiments.measurements one_level`.
     """
-    rhms = draw_grammars(V, m, L, grammars)
+    lambda_W, eta, _ = schedule(rhm.V, rhm.m, ridge, Config.eps)
+    sentences, counts = tally(*rhm.sample(N, [seed, 1]), rhm.V)
+    net = deep_cnn(rhm.V)
+    h, shares = embed(net, sentences), counts / counts.sum()
+    level = Level(rhm.V, rhm.d, M, sigma, [seed, 2])
+    W, _ = series(*averages(level, h, shares), lambda_W, eta, T=50_000)
+    level.W.data.copy_(W)
+    return net.append(level)
+
+
+def measure(network, V, m, L, grammars):
+    """Accuracies at growing numbers of samples N = C V m (m + ... + m^L), a Curve.
+
+    On the first `grammars` seeds for which Assumption 6 holds, until their mean is
+    above 99.5%.
+    """
+    rhms, points = draw_grammars(V, m, 2, L, grammars), []
     for C in 2.0 ** np.arange(-2, 6) if network == "deep" else (0.5, 2.0, 8.0):
-        N = sum(math.ceil(C * V * m * m**l) for l in range(1, L + 1))
-        good, degenerate = [], []
-        for seed, rhm in enumerate(rhms):
-            if network == "deep":
-                config = Config(C=C, M=4 * V * m, seed=seed, device=device)
-                net, stages = train(rhm, config, descend=series)
-                N = sum(stage.N for stage in stages)
+        N, shares = sum(math.ceil(C * V * m * m**l) for l in range(1, L + 1)), []
+        for seed, rhm in rhms.items():
+            if network == "deep":  # Config counts in units of s L V m m^l
+                config = Config(C=C / (2 * L), M=4 * V * m, seed=seed)
+                net, _ = train(rhm, config, descend=series)
             else:
-                net = train_one_level(rhm, N, sigma=L, seed=seed, device=device)
-            share = fresh_accuracy(net, rhm, seed)
-            (good if rhm.K_rho > 0 else degenerate).append(share)
-        yield N, good, degenerate
-        if np.mean(good) > 0.995:
-            return
+                net = train_one_level(rhm, N, sigma=L, seed=seed)
+            shares.append(fresh_accuracy(net, rhm, seed))
+        points.append((N, shares))
+        row = f"{V:4} {m:3} {L:3}  {network:9} {N:8} {100 * np.mean(shares):8.2f}%"
+        print(f"{row} {100 * np.std(shares):5.2f}", flush=True)
+        if np.mean(shares) > 0.995:
+            break
+    return Curve(network, V, m, L, *map(np.array, zip(*points)))
 
 
-def sweep(path, jobs=JOBS, grammars=10, device="cpu"):
+def sweep(path, jobs=JOBS, grammars=10):
     """Measure and print all curves, draw them after each one; returns the Curves.
 
     jobs: ("deep" or "one level", V, m, L), m rising; one level: at most 3 grammars.
     """
-    start, curves = time.perf_counter(), []
-    print("   V   m   L  network          N  accuracy    sd  where K_rho = 0   seconds")
+    curves = []
+    print("   V   m   L  network          N  accuracy    sd")
     for network, V, m, L in jobs:
-        count, points = grammars if network == "deep" else min(grammars, 3), []
-        for N, good, degenerate in measure(network, V, m, L, count, device):
-            points.append((N, good))
-            apart = f"{100 * np.mean(degenerate or 0):.2f}% of {len(degenerate)}"
-            print(
-                f"{V:4} {m:3} {L:3}  {network:9} {N:8} {100 * np.mean(good):8.2f}% "
-                f"{100 * np.std(good):5.2f}  {apart if degenerate else '-':>15} "
-                f"{time.perf_counter() - start:9.0f}",
-                flush=True,
-            )
-        curves.append(Curve(network, V, m, L, *map(np.array, zip(*points))))
-        for found in samples_needed(curves[-1:]).values():  # none if 90% is not reached
-            N_star, spread = np.exp(found[m].mean()), np.exp(found[m].std())
+        count = grammars if network == "deep" else min(grammars, 3)
+        curves.append(measure(network, V, m, L, count))
+        logs = log_samples_needed(curves[-1])
+        if len(logs):
+            N_star, spread = np.exp(logs.mean()), np.exp(logs.std())
             per = N_star / (V * m**L)
             print(f"  N* = {N_star:.0f} (x/: {spread:.2f}), {per:.2f} V m^L")
-        save(plot(curves), path)
+        plot(curves).savefig(path, dpi=100)
     print_exponents(curves)
     return curves
 
 
-def log_samples_needed(N, shares):
-    """log N* per grammar: where its curve, interpolated in log N, reaches 90%.
-
-    N (points,), shares (points, grammars).  Curves that never reach it are left out.
-    """
-    rising = np.maximum.accumulate(shares).T
-    logs = np.array([np.interp(0.9, a, np.log(N), np.nan, np.nan) for a in rising])
+def log_samples_needed(curve):
+    """log N* of the grammars that reach 90%."""
+    logs = np.log([samples_needed(curve.N, shares) for shares in curve.shares.T])
     return logs[~np.isnan(logs)]
 
 
-def samples_needed(curves):
-    """{(V, L): {m: log N* of the grammars}} of the deep networks' curves."""
-    needed = {}
-    for network, V, m, L, N, shares in curves:
-        logs = log_samples_needed(N, shares)
-        if network == "deep" and len(logs):
-            needed.setdefault((V, L), {})[m] = logs
-    return needed
+def logs_by_size(curves):
+    """{(V, L): {m: log N* of the grammars}} of the deep networks that reach 90%."""
+    found = {}
+    for curve in curves:
+        logs = log_samples_needed(curve)
+        if curve.network == "deep" and len(logs):
+            found.setdefault((curve.V, curve.L), {})[curve.m] = logs
+    return found
 
 
 def exponent(ms, logs):
@@ -159,57 +164,49 @@ def print_exponents(curves):
 
     Rule: N = C V m (m + ... + m^L) for a C that does not depend on m.  Heuristic: the
     error sqrt(V m / N) of q^ is below the signal m^(-(L-1)/2).  L + 3: Section 4.2 with
-    the corrected Lemma 18, for a K_rho that does not grow with m.
+    the corrected Lemma 18, without logarithms, for a K_rho that does not grow with m.
     """
     print("\nPower of m in N*: by regression, between neighbouring m, and in theory")
     print("   V   L  regression  neighbours  rule  heuristic  Section 4.2")
-    for (V, L), found in samples_needed(curves).items():
+    for (V, L), found in logs_by_size(curves).items():
         if len(found) > 1:
             slope, local = exponent([*found], [*found.values()])
             between = f"{local.min():.1f} to {local.max():.1f}"
-            rule = [np.log([sum(m * m**l for l in range(1, L + 1))]) for m in found]
-            rule, _ = exponent([*found], rule)
-            print(
-                f"{V:4} {L:3} {slope:11.2f} {between:>11} {rule:5.2f} {L:10} {L + 3:12}"
-            )
+            sums = [m * sum(m**l for l in range(1, L + 1)) for m in found]
+            rule = np.polyfit(np.log([*found]), np.log(sums), 1)[0]
+            row = f"{V:4} {L:3} {slope:11.2f} {between:>11} {rule:5.2f}"
+            print(f"{row} {L:10} {L + 3:12}")
 
 
 def plot(curves):
     """Accuracy against N, N* against m; returns the matplotlib Figure.
 
-    Bands: +- 1 standard deviation over grammars.  Drawn is the V of the first curve.
+    Bars: +- 1 standard deviation over grammars; N* is their geometric mean.
+    Drawn is the V of the first curve.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    V = curves[0].V
+    V, styles = curves[0].V, {}
     curves = [curve for curve in curves if curve.V == V]
     figure = Figure(figsize=(9, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    styles, bands = {}, {}
     for L in sorted({curve.L for curve in curves}):
-        color = colormaps["viridis"]((L - 1) / 5)
-        styles[L] = dict(color=color, marker="Ds^ovPX*"[L - 1], markersize=4)
-        bands[L] = dict(color=color, alpha=0.2, linewidth=0)
+        color, marker = colormaps["viridis"]((L - 1) / 5), "Ds^ovPX*"[L - 1]
+        styles[L] = dict(color=color, marker=marker, markersize=4)
         left.plot([], label=f"L = {L}", **styles[L])
     for network, _, m, L, N, shares in curves:
-        mean, sd = 100 * shares.mean(1), 100 * shares.std(1)
-        left.plot(N, mean, "-" if network == "deep" else "--", **styles[L])
-        left.fill_between(N, mean - sd, mean + sd, **bands[L])
-        left.text(N[0], mean[0] - 3, m, color=styles[L]["color"], ha="center", va="top")
+        mean, sd, line = 100 * shares.mean(1), 100 * shares.std(1), styles[L]
+        line = dict(line, linestyle="-" if network == "deep" else "--")
+        left.errorbar(N, mean, sd, **line)
+        left.text(N[0], mean[0] - 3, m, color=line["color"], ha="center", va="top")
     left.plot([], "--", color="grey", label="one level")
     left.axhline(100 / V, color="black", linestyle=":", label=f"chance, V = {V}")
     left.set(title="accuracy rises with N (digits: m)", ylabel="test accuracy in %")
     left.set(xlabel="N, training sentences of all levels", xscale="log", ylim=(-5, 103))
 
-    for (_, L), found in samples_needed(curves).items():
-        ms = np.array([*found])
-        mean, sd = np.array([(logs.mean(), logs.std()) for logs in found.values()]).T
-        right.plot(ms, np.exp(mean), **styles[L])
-        right.fill_between(ms, np.exp(mean - sd), np.exp(mean + sd), **bands[L])
+    for (_, L), found in logs_by_size(curves).items():
+        ms, N_star = np.array([*found]), np.exp([y.mean() for y in found.values()])
+        right.plot(ms, N_star, **styles[L])
         for power, line in (L, ":"), (L + 3, "-."):
-            from_first = np.exp(mean[0]) * (ms / ms[0]) ** power
-            right.plot(ms, from_first, line, color="grey", linewidth=1)
+            right.plot(ms, N_star[0] * (ms / ms[0]) ** power, line, color="grey")
     right.plot([], ":", color="grey", label="slope L, the heuristic")
     right.plot([], "-.", color="grey", label="slope L + 3, Section 4.2 corrected")
     right.set(title="N* grows as a power of m", xscale="log", yscale="log")
@@ -222,22 +219,14 @@ def plot(curves):
 
 
 def main(argv=None):
-    """Measure, print, draw.  What was typed wrongly ends in one line, exit code 2."""
-    text = "Measure how many training sentences layerwise training needs."
-    parser = one_line_parser(text)
-    parser.set_defaults(**vars(Config()), V=16, m=4, s=2, L=4, sampler="appendix_B")
-    picture = dict(default="experiments/sample_complexity.png", help="picture")
+    """Measure and print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grammars", type=int, default=10, help="of each size")
-    parser.add_argument("--figure", type=Path, **picture)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    path = Path(__file__).with_suffix(".png")
+    parser.add_argument("--figure", type=Path, default=path, help="picture")
     options = parser.parse_args(argv)
-    try:
-        path = check(options)[2]  # figure and device as train_layerwise checks them
-        if options.grammars < 1:
-            raise ValueError(f"grammars must be at least 1, got {options.grammars}")
-    except (ValueError, RuntimeError, AssertionError, OSError) as error:
-        parser.error(str(error).splitlines()[0])
-    sweep(path, JOBS, options.grammars, options.device)
+    torch.set_num_threads(1)
+    sweep(options.figure, JOBS, options.grammars)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,340 @@
+"""The experiments, the README and Appendix C.
+
+All seeds are fixed.  A false alarm is the failure of a correct program for another
+seed.  Tolerances are at least six standard deviations of what fifteen or more other
+seeds gave: about 1e-6 per test.
+"""
+
+import importlib
+import itertools
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import backpropagation, measurements, sample_complexity
+from experiments import deep_quadratic as dq
+from experiments.sample_complexity import Curve, fresh_accuracy, train_one_level
+from rhm import RHM
+from train_layerwise import Config, gradient_descent, run, train
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# ---- Appendix C: deep quadratic functions -------------------------------------------
+
+
+def test_appendix_C_definition_31_features_are_orthonormal():
+    """Each support is the union of two below, in one way (Remark 32).  Supports of one
+    size are disjoint, so products of pairs are orthonormal, and layers of them add up
+    to f (Eq. 14).  An overlap, a wrong half or a lost weight would break it."""
+    for d, seed, keep in ((8, 3, 1), *((32, seed, 0.9) for seed in range(5))):
+        f = dq.random_forest(d, np.random.default_rng(seed), keep)
+        below = [*map(frozenset, zip(range(d))), *f]
+        assert all(sum(A < S and S - A in below for A in below) == 2 for S in f)
+        assert all(0.5 <= abs(c) <= 1 for c in f.values())
+        assert min(f.values()) < 0 < max(f.values()) and (len(f) < d - 1) == (d > 8)
+    cube = np.array(list(itertools.product((1, -1), repeat=8))).T  # all inputs
+    f = dq.random_forest(8, np.random.default_rng(3), keep=1)
+    phi = np.array([cube[list(S)].prod(0) for S in f if len(S) == 2])
+    a, b = np.triu_indices(4, 1)
+    for rows in (phi, phi[a] * phi[b]):
+        assert np.array_equal(rows @ rows.T / 256, np.eye(len(rows)))
+    direct = sum(c * np.prod([cube[i] for i in S], axis=0) for S, c in f.items())
+    assert np.allclose([dq.forward(f, cube), dq.evaluate(f, cube)], direct)
+
+
+@pytest.mark.parametrize("learn", dq.LEARNERS.values(), ids=dq.LEARNERS)
+def test_appendix_C_finds_f_exactly_and_without_a_node_not_its_ancestors(learn):
+    """The learners find f, up to six times the spread of a coefficient.  Without one
+    node the levels miss its ancestors, which lack a half, and nothing else.  A wrong
+    threshold, rest or pairing, or samples of another level, would break it."""
+    rng, levels = np.random.default_rng(0), learn is not dq.one_shot
+    for f in [dq.random_forest(16, rng, keep=1) for _ in range(3)]:
+        node, top = next(S for S in f if len(S) == 4), max(f, key=len)
+        gap, alone = {S: c for S, c in f.items() if S != node}, {top: f[top]}
+        for g in (f, gap, alone):
+            x = dq.draw_signs(16, 8000, rng)
+            found = learn(x, dq.evaluate(g, x))
+            missed = {S for S in g if S > node or g is alone} if g is not f else set()
+            assert found.keys() == (g.keys() - missed if levels else g.keys())
+            assert all(abs(c - f[S]) < 0.1 for S, c in found.items())
+        if levels:  # without a level above there is no noise, and the refit is exact
+            y, pairs = dq.evaluate(f, x), {S: c for S, c in f.items() if len(S) == 2}
+            y[0] = dq.evaluate(pairs, x[0])
+            found = learn(x, y)
+            assert found.keys() == f.keys()
+            assert all(abs(found[S] - f[S]) < 1e-3 for S in pairs)
+
+
+def test_appendix_C_biased_inputs_leave_an_error_that_samples_do_not_remove():
+    """With E x = 0.5 all supports are found, but a few percent of the variance stay, at
+    both N.  Level 1 absorbs a part of the levels above, and nothing corrects it later.
+    Unbiased signs would break it, and a level that is fitted without the rest."""
+    rng, learn = np.random.default_rng(0), dq.learn_levels
+    f = dq.random_forest(16, rng, keep=1)
+    assert dq.trials([f], 16, 32_000, learn, rng)[0, 3] < 1e-3
+    for N in (32_000, 64_000):
+        exact, true, false, left = dq.trials([f], 16, N, learn, rng, mean=0.5)[0]
+        assert (exact, true, false) == (1, 15, 0) and 0.008 < left < 0.1
+    nothing = dq.trials([{frozenset([0, 1]): 1}], 16, 9, lambda x, y: {}, rng, mean=0.7)
+    assert nothing[0] == pytest.approx([0, 0, 0, 1 / (1 - 0.7**4)], abs=0.2)
+
+
+# ---- Experiments ---------------------------------------------------------------------
+
+
+def test_equation_3_the_series_is_gradient_descent_and_ends_in_the_closed_form():
+    """T steps from W = 0 are a geometric series in the eigenbasis of E^[x x^T].  Its
+    limit is ridge regression.  A wrong number of steps or a lost lambda_W breaks it."""
+    x = torch.tensor(np.random.default_rng(0).standard_normal((9, 6)))
+    covariance, correlation = x.T @ x / 99, x[:4]
+    for lambda_W, T in (0.05, 1), (0.05, 7), (0.05, 2000), (1.0, 7):
+        given = covariance, correlation, lambda_W, 1.5
+        W, loss = sample_complexity.series(*given, T)
+        steps, losses = gradient_descent(*given, T + 1)  # losses are before each step
+        assert torch.allclose(W, gradient_descent(*given, T)[0])
+        assert loss.item() == pytest.approx(losses[-1].item())
+    limit = gradient_descent(covariance, correlation, 0.05, 1.5, 2000)[0]
+    assert torch.allclose(measurements.closed_form(*given[:2], 0.05, 0, 1)[0], limit)
+
+
+def test_section_4_2_N_star_and_its_power_of_m_on_curves_made_by_hand(capsys):
+    """N* is interpolated in log N, and the power is the slope of log N* against log m.
+    On curves made by hand both are known.  Curves that never reach 90% must be left
+    out, and so must the one-level networks."""
+    N = np.array([10, 100, 1000, 9999])
+    shares = np.array([[0, 0.2], [0.8, 0.3], [1.0, 0.4], [0.7, 0.5]])
+    [log] = sample_complexity.log_samples_needed(Curve("deep", 16, 4, 3, N, shares))
+    assert np.exp(log) == pytest.approx(100 * 10**0.5)
+    assert np.isnan(sample_complexity.samples_needed(N, shares[:, 1]))
+    curves = [Curve("deep", 16, m, 3, m**3 * N, shares[:, :1]) for m in (2, 4, 6)]
+    curves.append(Curve("one level", 16, 4, 2, N, shares))
+    sample_complexity.print_exponents(curves)
+    rule = np.polyfit(np.log([2, 4, 6]), np.log([28, 336, 1548]), 1)[0]  # m sum of m^l
+    last = ["16", "3", "3.00", "3.0", "to", "3.0", f"{rule:.2f}", "3", "6"]
+    assert capsys.readouterr().out.splitlines()[-1].split() == last
+    [(key, found)] = sample_complexity.logs_by_size(curves).items()
+    assert key == (16, 3) and found[4] == pytest.approx(log + 3 * math.log(4))
+    found[6] = np.append(found[6], found[6] - 0.6)
+    slope, local = sample_complexity.exponent([*found], [*found.values()])
+    assert local == pytest.approx([3, 3 - 0.3 / math.log(1.5)])
+    assert local[1] < slope < 3
+
+
+def test_section_4_2_the_sweep_counts_all_sentences_where_assumption_6_holds(
+    monkeypatch, tmp_path, capsys
+):
+    """N = C V m (m + m^2) is what train draws, and a curve ends above 99.5%.  Here
+    accuracies are made up, 60 to 80% until C = 1, so every printed number is known.
+    A grammar with K_rho = 0, another seed, or a lost level or unit would break it."""
+    seen, rng, job = [], np.random.default_rng(0), ("deep", 2, 2, 2)
+    really_train = sample_complexity.train
+
+    def fake_train(rhm, config, descend):
+        seen.append((rhm, config))
+        return None, None
+
+    right = lambda *_: 1 if seen[-1][1].C == 1 / 4 else rng.uniform(0.6, 0.8)
+    monkeypatch.setattr(sample_complexity, "train", fake_train)
+    monkeypatch.setattr(sample_complexity, "fresh_accuracy", right)
+    [curve] = sample_complexity.sweep(tmp_path / "a.png", [job], grammars=12)
+    assert curve.N.tolist() == [6, 12, 24] and curve.shares.shape == (3, 12)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    for shares in curve.shares:
+        assert f"{100 * shares.mean():.2f}% {100 * shares.std():5.2f}" in out
+    logs = sample_complexity.log_samples_needed(curve)
+    N, spread = np.exp([logs.mean(), logs.std()])
+    assert f"N* = {N:.0f} (x/: {spread:.2f}), {N / 8:.2f} V m^L" in out
+    seeds = [k for k in range(99) if RHM.random(2, 2, 2, 2, k).K_rho > 0][:12]
+    for k, (rhm, config) in zip(3 * seeds, seen, strict=True):
+        assert config.seed == k and config.M == 16
+        assert np.array_equal(rhm.rules, RHM.random(2, 2, 2, 2, k).rules)
+    for N, (rhm, config) in zip(curve.N, seen[::12], strict=True):
+        assert sum(stage.N for stage in really_train(rhm, config)[1]) == N
+
+
+def test_remark_8_a_network_of_one_level_sees_whole_sentences():
+    """It learns a grammar of one level, with the sigma and the ridge it is given.  For
+    more levels its patch is the whole sentence.  Training and test sentences must come
+    from different streams."""
+    rhm, drawn = sample_complexity.draw_grammars(8, 2, 2, 1, 1).popitem()[1], []
+    nets = [train_one_level(rhm, 2000, *x, M=99) for x in ((1,), (2,), (1, 1))]
+    assert fresh_accuracy(nets[0], rhm, 0) == 1
+    assert len({net[1].W.norm().item() for net in nets}) == 3
+
+    def sample(n, rng):
+        drawn.append((n, rng))
+        return RHM.random(8, 2, 2, 2, 0).sample(n, rng)
+
+    sealed = SimpleNamespace(V=8, m=2, d=4, sample=sample)
+    net = train_one_level(sealed, 100, 1, M=9, seed=7)
+    fresh_accuracy(net, sealed, 7)
+    assert net[1].s == 4 and drawn == [(100, [7, 1]), (2000, [7, 4])]
+
+
+def test_backpropagation_counts_sentences_until_fresh_ones_are_right(monkeypatch):
+    """Adam learns a small grammar within seconds.  With accuracies made up the third
+    look finds 99%, so the sentences are known; layerwise training doubles C each time.
+    A look at the training sentences, or a run that is not counted, would break it."""
+    rhm, until_right = RHM.random(8, 2, 2, 2, 0), backpropagation.until_right
+    adam = dict(M=32, learning_rate=0.01)
+    learns = backpropagation.backpropagation(rhm, 5, **adam)
+    assert until_right(learns, rhm, 5, most=10)[0] < 10
+    for learn, setting, sentences in (
+        (backpropagation.backpropagation, adam, 3 * 10 * 256),
+        (backpropagation.layerwise, dict(M=8, C=1), (1 + 2 + 4) * 16 * (2 + 4)),
+    ):
+        looks, shares = [], iter([0.5, 0.98, 0.99])
+        look = lambda net, rhm, n, rng: looks.append((n, rng)) or next(shares)
+        monkeypatch.setattr(backpropagation, "accuracy", look)
+        assert until_right(learn(rhm, 5, **setting), rhm, 5)[1] == sentences
+        assert looks == 3 * [(2000, [5, 4])]
+        never = until_right(learn(rhm, 5, **setting), rhm, 5, most=1e-9)
+        assert never == (math.inf, math.inf)
+
+
+def test_backpropagation_chooses_the_setting_whose_slowest_grammar_is_fastest(
+    monkeypatch,
+):
+    """Setting b wins with 2 and 3 seconds against 1 and 5.  Then c is stopped at 3 on
+    its first grammar and never sees the second.  A choice by the first grammar, or by
+    the mean over those reached, would take another one."""
+    seen, rhms = [], {seed: SimpleNamespace(L=1) for seed in (4, 7)}
+    seconds = {"a": {4: 1, 7: 5}, "b": {4: 2, 7: 3}, "c": {4: 4}, "d": {4: 2, 7: 9}}
+
+    def until_right(looks, rhm, seed, most):
+        seen.append((looks, seed))
+        reached = seconds[looks][seed]
+        return (reached, 100) if reached < most else (math.inf, math.inf)
+
+    def learn(rhm, seed, name):
+        return name
+
+    monkeypatch.setattr(backpropagation, "until_right", until_right)
+    settings = [dict(name=name) for name in "abcd"]
+    found = backpropagation.choose(learn, settings, rhms)
+    assert found == (dict(name="b"), [(2, 100), (3, 100)])
+    assert seen == [*itertools.product("ab", (4, 7)), ("c", 4), ("d", 4), ("d", 7)]
+    assert max(map(len, backpropagation.SETTINGS.values())) <= 9
+
+
+def test_the_notebook_measures_what_the_run_prints(capsys):
+    """evaluate has the random numbers of the run, so its numbers are the printed ones.
+    MoreSamples brings eight times the sentences at its levels only.  Another stream or
+    another number of test sentences would break it."""
+    rhm, config = RHM.random(8, 2, 2, 2, 0), Config(C=0.125, seed=3)
+    _, stages, all_errors = run(rhm, config)
+    printed, measured = capsys.readouterr().out, measurements.evaluate(rhm, config)
+    errors, nearest = measured.errors, measured.nearest[1]
+    assert f"{np.median(errors):8.4f} {errors.max():8.4f} {nearest:7.2f}%\n" in printed
+    assert f"{measured.percent:.2f}% of 10000 fresh sentences right" in printed
+    assert f" {measured.N} training sentences" in printed
+    assert [stage.level for stage in stages] == [2, 1]
+    assert np.array_equal(all_errors[1], errors)
+    _, more = train(measurements.MoreSamples(rhm, (2,)), config)
+    assert [stage.N for stage in more] == [8 * stages[0].N, stages[1].N]
+
+
+# ---- README --------------------------------------------------------------------------
+
+
+def python(folder, *words, **environment):
+    """What Python prints, run in a folder; an error fails the test."""
+    options = dict(capture_output=True, text=True, check=True, cwd=folder)
+    environment = {**os.environ, **environment}
+    return subprocess.run([sys.executable, *words], **options, env=environment).stdout
+
+
+def words_and_numbers(lines):
+    """Both of some lines; seconds at the end of a line do not count."""
+    text, number = re.sub(r"[\d.]+ s$", "", "\n".join(lines), flags=re.M), r"\d+\.?\d*"
+    return re.sub(number, "#", text).split(), [*map(float, re.findall(number, text))]
+
+
+def alike(shown, printed):
+    """The same lines, up to 2% in their numbers."""
+    (words, numbers), (others, found) = map(words_and_numbers, (shown, printed))
+    return words == others and numbers == pytest.approx(found, rel=0.02)
+
+
+def test_the_readme_shows_what_the_three_modules_print_alone(tmp_path):
+    """In an empty folder the three modules print the block of the README, and draw.
+    Numbers agree up to the rounding of other builds; "..." stands for lines left out.
+    A fourth module, or a table from another version, would break it."""
+    for name in ("rhm.py", "model.py", "train_layerwise.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    printed = python(tmp_path, "train_layerwise.py").splitlines()
+    assert (tmp_path / "layerwise.png").read_bytes().startswith(b"\x89PNG")
+    [shown] = re.findall(r"```\n(V=16.*?)```", README, re.DOTALL)
+    parts = [part.splitlines() for part in re.split(r"^\.\.\.\n", shown, flags=re.M)]
+    assert alike(parts[0], printed[: len(parts[0])])
+    assert alike(parts[-1], printed[-len(parts[-1]) :])
+    for part in parts[1:-1]:
+        windows = (printed[k:][: len(part)] for k in range(len(printed)))
+        assert any(alike(part, window) for window in windows)
+
+
+def test_rhm_alone_shows_its_grammar_without_torch(tmp_path):
+    """rhm.py needs NumPy only.  `python rhm.py` prints the rules of every level, and q
+    of every pair of synonyms.  An import of torch or another grammar would break it."""
+    shutil.copy(ROOT / "rhm.py", tmp_path)
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    lines = python(tmp_path, "-W", "error", "rhm.py").splitlines()
+    rhm = RHM.random(4, 2, 2, 3, np.random.default_rng(22))
+    for l, rules in enumerate(rhm.rules):
+        [line] = [line for line in lines if line.startswith(f"  level {l} -> {l + 1}:")]
+        assert all(f"{nu} -> {a} | {b}" in line for nu, (a, b) in enumerate(rules))
+    for (a, b), q in zip(rhm.rules[1], rhm.label_posterior(2)):
+        assert f"  {a} or {b}:  q = {q}" in lines
+
+
+def test_the_readme_code_runs_as_it_stands(tmp_path):
+    """The block of use runs in another folder, with the modules on the path.  Its first
+    line is an accuracy of 1.0.  A renamed function or a new argument would break it."""
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    out = python(tmp_path, "-W", "error", "-c", block, PYTHONPATH=str(ROOT))
+    assert out.startswith("1.0\n")
+
+
+def test_the_readme_names_functions_and_tests_that_exist():
+    """What stands in backticks in the map is a file, or a name of a module or an
+    experiment.  Each lemma of the map has a test of its name, and `pytest -k word`
+    finds one.  A name that was changed in one place only would break it."""
+    sources = [ROOT / "test_rhm.py", *(ROOT / "experiments").glob("test_*.py")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    tests = " ".join(re.findall(r"^def (test_\w+)", text, re.MULTILINE)) + " "
+    modules = ["rhm", "model", "train_layerwise"]
+    scripts = {*(ROOT / "experiments").glob("[a-z]*.py")} - {*sources}
+    modules += [f"experiments.{path.stem}" for path in scripts]
+    modules = [importlib.import_module(name) for name in modules]
+
+    def exists(name):
+        first, *attributes = re.match(r"\w+(?:\.\w+)*", name)[0].split(".")
+        found = [getattr(module, first) for module in modules if hasattr(module, first)]
+        return found and all(hasattr(found[0], attribute) for attribute in attributes)
+
+    table = README.split("## From the paper to the code")[1].split("\n## ")[0]
+    rows = re.findall(r"^(.*) \| (.*)$", table, re.MULTILINE)[1:]
+    assert len(rows) > 5
+    for statement, code in rows:
+        statement = re.sub(r"\(.*?\)", "", statement)  # the arXiv numbers
+        for listed in re.findall(r"Lemmas? ([\d ,andto]+)", statement):
+            for first, last in re.findall(r"(\d+)(?: to (\d+))?", listed):
+                for number in range(int(first), int(last or first) + 1):
+                    assert re.search(rf"lemma_{number}[_ ]", tests), statement
+        for name in re.findall(r"`(.*?)`", code):
+            assert exists(name) or (ROOT / name).is_file(), name
+    for words in re.findall(r'pytest -k (\w+|".*?")', README):
+        for word in re.findall(r"\w+", words.replace(" or ", " ")):
+            assert word.lower() in tests.lower(), word
