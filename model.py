@@ -33,7 +33,8 @@ class Level(nn.Module):
         patches: h, the s concatenated embeddings, (..., s V) -> x (..., 2M), of norm 1.
         Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).  So x
         also clusters (Section 3): patches within a small part of sigma get nearly the
-        same x, patches several sigma apart nearly orthogonal ones.
+        same x, patches several sigma apart nearly orthogonal ones.  In the default run
+        patches that differ in one token are about 2 sigma apart: their x overlap.
         """
         angles = patches @ self.omega.T  # (..., M)
         return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(self.omega) ** 0.5
@@ -71,7 +72,7 @@ def embed(net, tokens):
     """
     outputs = net[0].weight  # one row per symbol; below, one per different patch
     index = as_symbols(tokens, len(outputs)).to(outputs.device)
-    for level in net[1:]:  # outputs[index] are the embeddings of the tokens
+    for level in net[1:]:  # outputs[index] are the embeddings at every place
         patches = index.unflatten(1, (-1, level.s))  # (n, width / s, s)
         rows, number = distinct(patches.flatten(0, 1))
         # Each row is a sentence of one patch: level(...) is (u, 1, V).
@@ -101,12 +102,12 @@ def distinct(rows):
     for column in rows.T:
         # Rows that agree so far share a number; it and the next entry form a pair.
         pairs = number * (column.max() + 1) + column
-        if pairs.max() > len(rows):
+        if pairs.max() >= len(rows):
             number = torch.unique(pairs, return_inverse=True)[1]  # this sorts
-        else:  # the same by counting: pairs [5, 2, 5] get the numbers [1, 0, 1]
-            occurs = pairs.new_zeros(pairs.max() + 1)
-            occurs[pairs] = 1  # [0, 0, 1, 0, 0, 1]
-            number = occurs.cumsum(0)[pairs] - 1
+        else:  # counting is faster: pairs [2, 0, 2] get the numbers [1, 0, 1]
+            occurs = pairs.new_zeros(len(rows))
+            occurs[pairs] = 1  # [1, 0, 1]
+            number = occurs.cumsum(0)[pairs] - 1  # from [1, 1, 2]
     different = rows.new_empty(number.max() + 1, rows.shape[1])
     different[number] = rows  # every copy of a row writes the same entries
     return different, number

@@ -40,8 +40,8 @@ class RHM:
     rules: integers (L, V, m, s); rules[l][nu] are the m patches of level l + 1 that
     symbol nu of level l may become.  There are as many labels as symbols.  The label
     and the rule of each symbol are uniform.  ValueError for other shapes, for a token
-    outside 0..V-1, and for a patch that is generated twice.  All methods refuse a level
-    outside 1..L.  Everywhere rng is a NumPy Generator or a seed.
+    outside 0..V-1, and for a patch that is generated twice; in the methods, where level
+    is not in 1..L.  Everywhere rng is a NumPy Generator or a seed.
     """
 
     def __init__(self, rules):
@@ -159,8 +159,9 @@ class RHM:
     def ways(self, l):
         """In how many ways label zeta leads to nu as the first symbol of level l.
 
-        (V, V), rows zeta, columns nu: the product m T_1 ... m T_l.  Whole numbers are
-        exact (below 2^53).  So equal posteriors are equal, and their distance is 0.
+        (V, V), rows zeta, columns nu: the product m T_1 ... m T_l, for l = 0..L.  Whole
+        numbers are exact (below 2^53), and equal fractions of them are equal floats: so
+        equal posteriors have distance 0.
         """
         ways = np.eye(self.V)
         for rules in self.rules[:l]:

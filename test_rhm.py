@@ -567,10 +567,10 @@ def test_a_seed_gives_the_same_weights_also_when_one_looks_on():
     assert torch.equal(alone, watched) and not torch.equal(alone, other)
 
 
-def test_draw_tallies_a_million_sentences_at_a_time(monkeypatch):
+def test_draw_tallies_a_million_sentences_at_a_time():
     """Two blocks of one stream: the same counts as of both samples together."""
     N, sealed = 2**20 + 4000, Sealed(TINY)
-    strings, counts = draw(sealed, N, 0, level=3)
+    strings, counts = draw(sealed, N, np.random.default_rng(0), level=3)
     (_, a, labels_a), (_, b, labels_b) = sealed.drawn
     tokens, labels = np.concatenate([a, b]), np.concatenate([labels_a, labels_b])
     assert len(tokens) == N and not np.array_equal(a[:4000], b)
@@ -626,7 +626,7 @@ def test_the_picture_shows_the_run(usual):
     assert signal.xaxis_inverted()  # levels in the order of training
     assert lines == {
         "signal rho": [levels, [USUAL.signal(l) for l in levels]],
-        "typical distance": [levels, [typical_signal(16, 4, l) for l in levels]],
+        "typical signal": [levels, [typical_signal(16, 4, l) for l in levels]],
         "largest error": [levels, [0.9 / l for l in levels]],
         "median error": [levels, [0.2 / l for l in levels]],
         "Proposition 19": [levels, [80 ** (-(l - 1) / 2) for l in levels]],
@@ -668,7 +668,7 @@ def test_samples_of_ones_own_count_as_they_come():
 
     def sample(n, rng, level=1):
         tokens, labels = TINY.sample(min(n, 100), rng, level)
-        return tokens.astype(np.int8), torch.tensor(labels)
+        return tokens.astype(np.int8), torch.tensor(labels)[:, None]
 
     own.sample = sample
     net, stages = train(own, Config(M=64))
@@ -726,7 +726,7 @@ REFUSED = [
     (lambda: train_with(lambda n: np.full(n, -1)), "integers in 0..3, got .* -1 to -1"),
     (lambda: train_with(lambda n: np.full(n, 4)), "integers in 0..3, got .* 4 to 4"),
     (lambda: train_with(lambda n: np.zeros(n)), "integers in 0..3, got torch.float64"),
-    (lambda: train_with(lambda n: np.zeros((n, 1), int)), r"labels must be .* got"),
+    (lambda: train_with(lambda n: np.zeros((n, 4), int)), "strings came with .* label"),
     (lambda: train_with(width=8), r"level 3: tokens must be \(n, 2\), got"),
     (lambda: descend_to(lambda W: W[:1]), r"level 3: W .* is not of shape \(4, 32\)"),
     (lambda: descend_to(lambda W: W * math.inf), "level 3: W has diverged"),

@@ -2,7 +2,7 @@
 
 `python train_layerwise.py` trains on sentences and labels alone, and compares every
 level with the exact theory afterwards.  Below: the algorithm, what it calls in the
-order of the calls, measurements, the picture, the command line.
+order of the calls, measurements, the program with its picture.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from rhm import RHM, typical_signal
 
 @dataclass
 class Config:
-    """The learner's settings, chosen by trial; experiments/README.md has the trials.
+    """The learner's settings, chosen by trial; the proof's are others.
 
-    ValueError unless they are above 0 and finite.
+    Both are in experiments/README.md.  ValueError unless they are above 0 and finite.
     """
 
-    C: float = 2.5  # samples: N^(l) = C s L V m m^l; Section 4.2 prints (V m)^2 m^l
+    C: float = 2.5  # samples: N^(l) = C s L V m m^l for level l
     M: int = 256  # random frequencies per level
-    ridge: float = 0.01  # lambda_W = ridge / (V m); the proof's 1 mixes close patches
+    ridge: float = 0.01  # lambda_W = ridge / (V m); the proof has 1
     sigma: float = 0.5  # bandwidth of the features, in units of typical_distance
-    eps: float = 0.01  # target error of Lemma 17; its logarithm enters the steps T
+    eps: float = 0.01  # sets the steps T only; errors come from N, M and sigma
     seed: int = 0  # of data and features, and of the command line's grammar
     device: str = "cpu"  # or "cuda"
 
@@ -46,6 +46,7 @@ class Config:
 
 
 Stage = namedtuple("Stage", "level N strings sigma losses")
+BLOCK = 2**20  # sentences drawn at a time
 
 
 def train(rhm, config, report=None, descend=None):
@@ -69,7 +70,9 @@ def train(rhm, config, report=None, descend=None):
     lambda_W, eta, T = schedule(V, m, config.ridge, config.eps)
     net, stages = deep_cnn(V).to(config.device), []
     for l in range(L, 0, -1):
-        N = math.ceil(config.C * s * L * V * m * m**l)  # Section 4.2
+        # Section 4.2: N ~ m^l.  It asks for (V m)^2; with V m the error of q^ is in
+        # proportion to m^(-l/2), as the distance of two q is.
+        N = math.ceil(config.C * s * L * V * m * m**l)
         strings, counts = draw(rhm, N, data_rng, l)  # of leaves under the first patch
         h = embed(net, strings)  # (U, s, V): one patch per string
         shares = (counts / counts.sum()).to(h)  # (U, V), they sum to 1
@@ -94,13 +97,16 @@ def train(rhm, config, report=None, descend=None):
 
 
 def schedule(V, m, ridge, eps, kappa=1):
-    """lambda_W, the step eta of Lemma 15, and the number of steps T of Lemma 17.
+    """lambda_W, the step eta, and the number of steps T (Lemmas 14, 15, 17).
 
-    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is enough for ridge 1.  For a smaller
-    ridge it stops before the flattest directions have converged, which loses little.
-    The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], since ||x|| = 1.  The
-    best constant step is 2 / (smallest + largest); Lemma 15 prints
-    2 |P_l| / (|P_l| + 1).  The learner assumes kappa = 1.
+    lambda_W is 1 / |P_l| in the proof, where different x_mu are nearly orthogonal.
+    Ours overlap, and a large ridge would leave the q of close patches mixed.
+    eta: the curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], since ||x|| = 1.
+    The best constant step is 2 / (smallest + largest).  Lemma 15 prints a larger one,
+    2 |P_l| / (|P_l| + 1) = 2 / (1 + lambda_W), at which the largest does not shrink.
+    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is enough for ridge 1.  With a smaller
+    one the flattest directions have not converged by then, which does little harm.
+    kappa: a learner does not know it, and assumes 1.
     """
     P = V * m  # |P_l|, the number of patches of every level
     lambda_W = ridge / P
@@ -109,17 +115,17 @@ def schedule(V, m, ridge, eps, kappa=1):
 
 
 def draw(rhm, N, rng, level):
-    """Draw N fresh sentences, and count as `tally` does.
+    """Draw N fresh sentences: their different strings (U, width), and counts (U, V).
 
-    A million at a time (efficiency only), so that memory grows with the different
-    strings, not with N.  ValueError when the sampler ignores `level`.
+    As `tally` below, but a block at a time (efficiency only): memory grows with the
+    different strings, not with N.  rng: a NumPy Generator.  ValueError when the sampler
+    ignores `level`.
     """
-    width, block = rhm.s ** (rhm.L - level + 1), 2**20
-    rng = np.random.default_rng(rng)
+    width = rhm.s ** (rhm.L - level + 1)
     strings = torch.empty((0, width), dtype=torch.int64)
     counts = torch.empty((0, rhm.V), dtype=torch.int64)
-    for start in range(0, N, block):
-        tokens, labels = rhm.sample(min(block, N - start), rng, level)
+    for start in range(0, N, BLOCK):
+        tokens, labels = rhm.sample(min(BLOCK, N - start), rng, level)
         if tokens.shape[1:] != (width,):
             got = f"got {tuple(tokens.shape)}"
             raise ValueError(f"level {level}: tokens must be (n, {width}), {got}")
@@ -138,9 +144,9 @@ def tally(tokens, labels, V):
     tokens (N, width), labels (N,) -> strings (U, width), counts (U, V).  ValueError
     unless tokens and labels are integers in 0..V-1, one label per string.
     """
-    tokens, labels = as_symbols(tokens, V), as_symbols(labels, V)
-    if labels.shape != (len(tokens),):
-        raise ValueError(f"labels must be ({len(tokens)},), got {tuple(labels.shape)}")
+    tokens, labels = as_symbols(tokens, V), as_symbols(labels, V).flatten()
+    if len(labels) != len(tokens):
+        raise ValueError(f"{len(tokens)} strings came with {len(labels)} labels")
     strings, number = distinct(tokens)
     counts = torch.bincount(number * V + labels, minlength=len(strings) * V)
     return strings, counts.view(-1, V)
@@ -150,8 +156,8 @@ def typical_distance(h, shares):
     """Root mean square distance of the embeddings of two random tokens, for sigma.
 
     Lemma 10 wants sigma in proportion to the smallest distance between two symbols,
-    which a learner does not know.  It can measure a typical one: above the bottom level
-    this is near typical_signal(V, m, l + 1), as Lemmas 21 and 26 say.
+    which a learner does not know.  It can measure a typical one.  The tokens of level l
+    are outputs of level l + 1, so this is near typical_signal(V, m, l + 1).
     h: patches (U, s, V), weighed by shares (U, V).
     """
     weights = shares.sum(1)  # (U,)
@@ -248,8 +254,8 @@ def network_parse(net, rhm, tokens):
 def diagnose(net, rhm, level, rng, n=10_000):
     """Compare a level's outputs for n fresh first patches with q.
 
-    Returns the errors ||output - q_mu||, (n,), which Lemma 17 bounds by eps_*, and the
-    share of outputs whose nearest q is their own.
+    Returns the errors ||output - q_mu||, (n,), those of Lemma 17, and the share of
+    outputs whose nearest q is their own.
     """
     tree = rhm.sample_tree(n, rng, level)
     symbol = tree[level - 1][:, 0]
@@ -261,7 +267,7 @@ def accuracy(net, rhm, n, rng):
     """Share of n fresh sentences whose label is the argmax (Section 2.2)."""
     tokens, labels = rhm.sample(n, rng)
     guesses = outputs_of_level(net, rhm, 1, tokens)[:, 0].argmax(1)
-    return float((guesses == np.ravel(labels)).mean())  # ravel: labels may be (n, 1)
+    return float((guesses == np.ravel(labels)).mean())
 
 
 # ---- The program ---------------------------------------------------------------------
@@ -336,7 +342,7 @@ def plot(net, rhm, stages, all_errors):
     left.set(xlabel="gradient step", ylabel="loss before the step")
     for label, style, values in (
         ("signal rho", "C0o-", [rhm.signal(l) for l in levels]),
-        ("typical distance", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
+        ("typical signal", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
         ("largest error", "C1s-", [errors.max() for errors in all_errors]),
         ("median error", "C1s--", [np.median(errors) for errors in all_errors]),
         ("Proposition 19", "k-.", [(20 * rhm.m) ** (-(l - 1) / 2) for l in levels]),
@@ -360,7 +366,8 @@ def gigabytes(V, m, s, L, C):
         choices = sum(s**k for k in range(L - l + 1))  # of rules, from nu to its leaves
         strings = min(N, V * m ** min(choices, 64))
         table = strings * (width + V + 2 * s * V)  # strings, counts, h and its copies
-        numbers.append(table + 3 * width * min(N, 2**20))  # and a block of sentences
+        # And a block of sentences: tokens, chosen rules, numbers of the rules.
+        numbers.append(table + 3 * width * min(N, BLOCK))
     return 8e-9 * max(numbers)  # 8 bytes for each number
 
 
