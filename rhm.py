@@ -45,7 +45,7 @@ class RHM:
     """
 
     def __init__(self, rules):
-        rules = np.array(rules)  # a copy
+        rules = np.stack([np.asarray(level) for level in rules])  # a copy
         got = f"got {rules.dtype} of shape {rules.shape}"
         if rules.ndim != 4 or not np.issubdtype(rules.dtype, np.integer):
             raise ValueError(f"rules must be integers (L, V, m, s), {got}")
