@@ -342,7 +342,7 @@ def test_section_2_3_the_learner_needs_only_samples_and_sizes():
         given.append(averages_and_schedule)
         return gradient_descent(*averages_and_schedule)
 
-    config = Config(C=3.01)
+    config = Config(C=3.01, ridge=0.02, eps=0.05)
     net, returned = train(sealed, config, report, descend)
     drawn = [(level, len(tokens)) for level, tokens, _ in sealed.drawn]
     assert drawn == [(3, 2312), (2, 1156), (1, 578)]  # 18.06 * 16 * (8, 4, 2)
@@ -351,7 +351,7 @@ def test_section_2_3_the_learner_needs_only_samples_and_sizes():
     assert not any(a == b for a, b in itertools.combinations(labels, 2))  # fresh
     strings = [len(np.unique(tokens, axis=0)) for _, tokens, _ in sealed.drawn]
     assert strings == [stage.strings for stage in stages]
-    lambda_W, eta, T = schedule(8, 2, config.ridge, config.eps)
+    lambda_W, eta, T = schedule(8, 2, ridge=0.02, eps=0.05)
     for stage, (covariance, correlation, *settings) in zip(stages, given, strict=True):
         assert settings == [lambda_W, eta, T] and len(stage.losses) == T
     assert accuracy(net, rhm, 2000, 9) == 1
@@ -587,14 +587,16 @@ def test_a_seed_gives_the_same_weights_also_when_one_looks_on():
     assert torch.equal(alone, watched) and not torch.equal(alone, other)
 
 
-def test_draw_tallies_a_million_sentences_at_a_time():
-    """The counts of two blocks are those of both samples together.  A block that is
-    lost, or counted twice, would break it."""
-    N, sealed = 2**20 + 4000, Sealed(TINY)
-    strings, counts = draw(sealed, N, np.random.default_rng(0), level=3)
-    (_, a, labels_a), (_, b, labels_b) = sealed.drawn
-    tokens, labels = np.concatenate([a, b]), np.concatenate([labels_a, labels_b])
-    assert len(tokens) == N and not np.array_equal(a[:4000], b)
+def test_draw_tallies_block_by_block(monkeypatch):
+    """The counts of three blocks are those of all samples together.  A block that is
+    lost, counted twice, or drawn from the seed of another, would break it."""
+    sealed = Sealed(TINY)
+    monkeypatch.setattr(tl, "BLOCK", 4000)
+    strings, counts = draw(sealed, 9000, np.random.default_rng(0), level=3)
+    _, tokens, labels = zip(*sealed.drawn)
+    assert not np.array_equal(tokens[0], tokens[1])
+    tokens, labels = np.concatenate(tokens), np.concatenate(labels)
+    assert len(tokens) == 9000
     assert all(map(torch.equal, (strings, counts), tally(tokens, labels, 4)))
     for string, row in zip(strings.numpy(), counts):
         same = (tokens == string).all(1)
@@ -754,6 +756,7 @@ REFUSED = [
     (lambda: descend_to(lambda W: W[:1]), r"level 3: W .* is not of shape \(4, 32\)"),
     (lambda: descend_to(lambda W: W * math.inf), "level 3: W has diverged"),
     (lambda: Config(ridge=-0.5), "ridge must be above 0 and finite, got -0.5"),
+    (lambda: Config(sigma=0), "sigma must be above 0 and finite, got 0"),
     (lambda: Config(C=math.nan), "C must be above 0 and finite, got nan"),
     (lambda: Config(seed=-1), "seed must be 0 or more, got -1"),
 ]
@@ -812,6 +815,7 @@ def test_main_prints_both_parses_and_which_symbols_cannot_be_told_apart(
     expected = (1,), (2,), (3, 3), (3, 2), (3, 1), (4,)
     assert streams == {(seed, *stream) for stream in expected}
     out = capsys.readouterr().out
+    assert f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}\n" in out
     assert "\n".join(rhm.assumption_6_failures()) in out
     read, parsed = (  # from lines such as "level 1  network  2       0"
         [[int(nu) for nu in row.split()] for row in re.findall(f"  {name}  (.*)", out)]
