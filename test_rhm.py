@@ -518,8 +518,9 @@ def test_lemma_15_and_17_gradient_descent_contracts_at_every_step(V, m):
     both = x.T @ (p[:, None] * x), e.T @ (p[:, None] * x)
     W_star = both[1] @ torch.linalg.inv(both[0] + torch.eye(len(p)) / P)
     lambda_W, eta, T = schedule(V, m, ridge=1.0, eps=0.01)
-    assert lambda_W == 1 / P == 100 * schedule(V, m, ridge=0.01, eps=0.01)[0]
-    assert T == math.ceil(P * math.log(100 * P * V**0.5 / 0.01))  # Lemma 17
+    assert (lambda_W / 100, T) == schedule(V, m, ridge=0.01, eps=0.01)[::2]
+    steps = P * math.log(100 * P * V**0.5 / 0.01)  # Lemma 17
+    assert lambda_W == 1 / P and T == math.ceil(steps)
     printed = 2 / (1 + lambda_W)
     for step in (eta, printed) if P > 1 else (eta,):
         for t in range(T + 1):
@@ -649,6 +650,9 @@ def test_the_picture_shows_the_run(usual):
     assert lines == {f"level {l}": [[1, 2, 3], [l, 2 * l, 3 * l]] for l in levels}
     lines = {line.get_label(): line.get_xydata().T.tolist() for line in signal.lines}
     assert signal.xaxis_inverted()  # levels in the order of training
+    assert losses.get_xscale() == signal.get_yscale() == "log"
+    assert losses.get_xlabel() == "gradient step"
+    assert matrices[0].get_ylabel() == "16 symbols x 4 synonyms"
     colors = [to_hex(line.get_color()) for line in signal.lines]
     assert colors == [to_hex(color) for color in ("C0", "C0", "C1", "C1", "k")]
     assert lines == {

@@ -27,7 +27,7 @@ from train_layerwise import Config, accuracy, diagnose, distances_to_q, train
 DEFAULT = 16, 4, 2, 4
 HELD_OUT = [(12, 3, 2, 5), (32, 4, 2, 3), (8, 2, 3, 4), (24, 5, 2, 3), (10, 4, 4, 3)]
 HELD_OUT += [(64, 2, 2, 3), (5, 3, 3, 3), (16, 8, 2, 3), (20, 3, 2, 4), (16, 4, 3, 4)]
-OTHERS = [(16, 4, 2, 6), (8, 4, 2, 5), (32, 2, 2, 4), (8, 4, 3, 3), (16, 2, 2, 4)]
+OTHERS = (16, 4, 2, 6), (8, 4, 2, 5), (8, 4, 3, 3)
 # Options of train_layerwise.py:
 LARGER = ["", "--L 3 --s 4", "--L 6", "--L 7", "--L 8", "--L 8 --m 3"]
 LARGER += ["--L 10 --m 3 --C 2", "--V 256 --m 2 --L 2"]

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import backpropagation, measurements, sample_complexity
+from experiments import backpropagation, measurements, sample_complexity, theorem_7
 from experiments import deep_quadratic as dq
 from experiments.sample_complexity import Curve, fresh_accuracy, train_one_level
 from rhm import RHM
@@ -342,6 +342,21 @@ def test_the_readme_names_functions_and_tests_that_exist():
             assert word.lower() in tests.lower(), word
 
 
+def test_the_readme_has_the_floors_of_the_losses_and_the_numbers_of_the_proof():
+    """Floors are (1 - E||q||^2) / 2, and the default grammar has uniform first symbols.
+    What the proof asks of level 4 is given by its power of ten.  A number of another
+    grammar or level would break it."""
+    rhm = RHM.random(16, 4, 2, 4, 0)
+    q = [rhm.label_posterior(level) for level in (4, 3, 2, 1)]
+    floors = [f"{(1 - (q_l**2).sum(1).mean()) / 2:.3g}" for q_l in q]
+    text = " ".join(README.split())
+    assert f"(1 - E||q||^2) / 2 = {', '.join(floors)} at levels 4 to 1" in text
+    asked = theorem_7.proof_constants(rhm)[4]
+    N, M = (math.floor(math.log10(number)) for number in (asked.N, asked.M))
+    assert f"10^{N} samples and 10^{M} frequencies" in text
+    assert all(RHM.random(16, 4, 2, 4, seed).K_rho == 0 for seed in (6, 9))
+
+
 def test_the_readme_names_files_options_headings_and_functions_that_exist():
     """Files, modules, options of the program, headings of the notebook, functions of
     the exercises and of the notation.  Each is looked up where it should stand.  One
@@ -358,7 +373,8 @@ def test_the_readme_names_files_options_headings_and_functions_that_exist():
     anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
     for anchor in re.findall(r"README\.md#([\w-]+)", README):
         assert anchor in anchors, anchor
-    functions = re.findall(r"(?:In|Let|gradient of) `(\w+)`|`(\w+)\(\w.*?\)` \|", README)
+    called = r"(?:In|Let|gradient of) `(\w+)`|`(\w+)\(\w.*?\)` \|"
+    functions = re.findall(called, README)
     assert len(functions) > 6
     for name in map("".join, functions):
         assert f"def {name}(" in source, name
