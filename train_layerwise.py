@@ -25,7 +25,8 @@ from rhm import RHM, typical_signal
 class Config:
     """The learner's settings, chosen by trial; the proof's are others.
 
-    Both are in experiments/README.md.  ValueError unless they are above 0 and finite.
+    Both are in experiments/README.md.  ValueError unless the numbers are above 0 and
+    finite, and the seed is 0 or more.
     """
 
     C: float = 2.5  # samples: N^(l) = C s L V m m^l for level l
@@ -70,8 +71,8 @@ def train(rhm, config, report=None, descend=None):
     lambda_W, eta, T = schedule(V, m, config.ridge, config.eps)
     net, stages = deep_cnn(V).to(config.device), []
     for l in range(L, 0, -1):
-        # Section 4.2: N ~ m^l.  It asks for (V m)^2; with V m the error of q^ is in
-        # proportion to m^(-l/2), as the distance of two q is.
+        # Section 4.2: N ~ m^l, so that the error of q^, about (V m / N)^(1/2), falls as
+        # m^(-l/2), like the bound of Assumption 6.  It prints (V m)^2 for our V m.
         N = math.ceil(config.C * s * L * V * m * m**l)
         strings, counts = draw(rhm, N, data_rng, l)  # of leaves under the first patch
         h = embed(net, strings)  # (U, s, V): one patch per string
@@ -156,8 +157,8 @@ def typical_distance(h, shares):
     """Root mean square distance of the embeddings of two random tokens, for sigma.
 
     Lemma 10 wants sigma in proportion to the smallest distance between two symbols,
-    which a learner does not know.  It can measure a typical one.  The tokens of level l
-    are outputs of level l + 1, so this is near typical_signal(V, m, l + 1).
+    which a learner does not know.  It can measure a typical one.  Above the bottom the
+    tokens of level l are outputs of level l + 1: near typical_signal(V, m, l + 1).
     h: patches (U, s, V), weighed by shares (U, V).
     """
     weights = shares.sum(1)  # (U,)

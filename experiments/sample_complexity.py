@@ -1,6 +1,6 @@
 """How many training sentences does layerwise training need?
 
-`python -m experiments.sample_complexity`, four minutes: test accuracy against N, the
+`python -m experiments.sample_complexity`, five minutes: test accuracy against N, the
 training sentences of all levels; N*, the N of 90% accuracy; its power of m.  The shares
 of the levels are fixed, N^(l) = C V m m^l: no test of Theorem 7's poly(m) m^L.
 """
