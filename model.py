@@ -1,10 +1,12 @@
 """The deep convolutional network that learns the grammar (Sections 2.2 and 3).
 
-Every level has one matrix W for all its patches: a convolution with kernel = stride =
-s.  A patch concatenates s token embeddings from R^V; M random frequencies lift it to
-R^(2M).
-
     tokens (n, s^L) -> one-hot (n, s^L, V) -> (n, s^(L-1), V) -> ... -> labels (n, 1, V)
+            net[0], the embedding      net[1], layer L          net[L], layer 1
+
+A level belongs to the grammar, a layer to the network.  Layer l reads level-l patches,
+each as s embeddings, vectors of R^V.  From each it makes one embedding, near q_mu^(l)
+once it is trained.  This stands for the symbol of level l - 1 that generated the patch.
+All patches of a level share one layer: a convolution with kernel = stride = s.
 """
 
 import numpy as np
@@ -12,102 +14,120 @@ import torch
 from torch import nn
 
 
-class Level(nn.Module):
-    """One level: s token embeddings in, one token embedding of the level above out.
+class RandomFeatures(nn.Module):
+    """Eq. (6): x = Phi(h) = M^(-1/2) (cos <omega_k, h>, sin <omega_k, h>), k = 1..M.
 
-    omega (M, s V): the fixed frequencies of Eq. (6), rows omega_k ~ N(0, sigma^-2 I),
-    drawn once from rng, a NumPy Generator or a seed.  W (V, 2M): the weights, 0 until
-    they are trained.
+    omega (M, dim): the frequencies, rows omega_k ~ N(0, sigma^-2 I), drawn once from
+    rng, a NumPy Generator or a seed, and never trained.
+
+    ||x|| = 1, and <x, x'> approximates the kernel exp(-||h - h'||^2 / (2 sigma^2)).  So
+    the x of patches much closer than sigma are nearly equal.  Those of patches several
+    sigma apart are nearly orthogonal, and one W can give each its own output.
     """
 
-    def __init__(self, V, s, M, sigma, rng):
+    def __init__(self, dim, M, sigma, rng):
         super().__init__()
-        omega = np.random.default_rng(rng).standard_normal((M, s * V)) / sigma
+        omega = np.random.default_rng(rng).standard_normal((M, dim)) / sigma
         self.register_buffer("omega", torch.tensor(omega, dtype=torch.float32))
-        self.W = nn.Parameter(torch.zeros(V, 2 * M))
-        self.s = s
-
-    def patch_embedding(self, patches):
-        """Eqs. (1), (6): x = M^(-1/2) (cos <omega_k, h>, sin <omega_k, h>), k = 1..M.
-
-        patches: h, the s concatenated embeddings, (..., s V) -> x (..., 2M), of norm 1.
-        Inner products approximate the kernel exp(-||h - h'||^2 / (2 sigma^2)).  So x
-        also clusters (Section 3): patches within a small part of sigma get nearly the
-        same x, patches several sigma apart nearly orthogonal ones.  In the default run
-        patches that differ in one token are about 2 sigma apart: their x overlap.
-        """
-        angles = patches @ self.omega.T  # (..., M)
-        return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(self.omega) ** 0.5
 
     def forward(self, h):
-        """Eq. (2): W x divided by the sum of its entries, for every patch of a level.
+        """(..., dim) -> (..., 2M)."""
+        angles = h @ self.omega.T  # (..., M)
+        return torch.cat([angles.cos(), angles.sin()], dim=-1) / len(self.omega) ** 0.5
 
-        (n, width, V) -> (n, width / s, V).  The proof has W x near a positive multiple
-        of q_mu (Lemmas 14, 16), whose entries sum to 1: so the quotient is near q_mu.
+
+class Layer(nn.Module):
+    """Eqs. (1), (2): the output W x, divided by the sum of its entries, of every patch.
+
+    phi: the fixed features, (..., s V) -> (..., K); for RandomFeatures K = 2M.
+    W (V, K): the trained weights.
+    """
+
+    def __init__(self, s, phi, W):
+        super().__init__()
+        self.s, self.phi, self.W = s, phi, nn.Parameter(W)
+
+    def forward(self, h):
+        """Embeddings (n, width, V) -> (n, width / s, V).
+
+        Training leaves W x near q_mu times a positive factor (Lemmas 14, 16), which
+        differs from patch to patch: p_mu / (p_mu + lambda_W) for orthonormal x, with
+        p_mu = P[first patch is mu].  Entries of q_mu sum to 1: the division removes it.
         """
         patches = h.unflatten(1, (-1, self.s)).flatten(2)  # (n, width / s, s V)
-        scores = self.patch_embedding(patches) @ self.W.T  # (n, width / s, V)
+        x = self.phi(patches)  # (n, width / s, K)
+        scores = x @ self.W.T  # (n, width / s, V)
         return scores / scores.sum(-1, keepdim=True)
 
 
-def deep_cnn(V, *levels):
-    """Section 2.2: one-hot embeddings of V symbols, then levels, the bottom one first.
+def deep_cnn(V, *layers):
+    """Section 2.2: one-hot embeddings of V symbols, then layers L, L-1, ....
 
-    net(tokens) is (n, 1, V) for integers (n, s^L); net[: k + 1] has the first k levels.
+    net(tokens) is (n, 1, V) for integers (n, s^L); net[: k + 1] has the first k layers.
     """
-    return nn.Sequential(nn.Embedding.from_pretrained(torch.eye(V)), *levels)
+    return nn.Sequential(nn.Embedding.from_pretrained(torch.eye(V)), *layers)
 
 
-# ---- Efficiency only: nothing below is in the paper ----------------------------------
+def predict(net, tokens):
+    """Outputs of a network of k layers, (n, width / s^k, V), NumPy float64.
 
-CHUNK = 4096  # patches embedded at a time: bounds the memory, and stays in the cache
+    tokens: integers (n, width).  ValueError for other tokens, and where an output is
+    not finite.
+    """
+    tokens = torch.as_tensor(tokens)
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens must be (n, width), got {tuple(tokens.shape)}")
+    outputs = embed(net, tokens)
+    if not outputs.isfinite().all():
+        raise ValueError("outputs are not finite: the sum in Eq. (2) may be 0")
+    return outputs.cpu().double().numpy()
+
+
+# ---- Efficiency only: embed(net, tokens) is net(tokens), faster ----------------------
+
+CHUNK = 4096  # patches computed at a time: bounds the memory, and stays in the cache
 
 
 @torch.no_grad()
 def embed(net, tokens):
-    """net(tokens) with equal patches computed once, without gradients.
+    """net(tokens) without gradients; equal patches are computed once.
 
-    tokens: integers (n, width).  Returns the outputs (n, width / s^k, V) after the k
-    levels of net.  ValueError unless tokens are integers in 0..V-1.
+    tokens: integers (n, width), else ValueError, in 0..V-1.
     """
-    outputs = net[0].weight  # one row per symbol; below, one per different patch
-    index = as_symbols(tokens, len(outputs)).to(outputs.device)
-    for level in net[1:]:  # outputs[index] are the embeddings at every place
-        patches = index.unflatten(1, (-1, level.s))  # (n, width / s, s)
-        rows, number = distinct(patches.flatten(0, 1))
-        # Each row is a sentence of one patch: level(...) is (u, 1, V).
-        outputs = torch.cat([level(outputs[part])[:, 0] for part in rows.split(CHUNK)])
-        index = number.view(patches.shape[:2])
-    return outputs[index]
+    table = net[0].weight  # the different outputs, one per row: here one-hot vectors
+    index = as_symbols(tokens, len(table)).to(table.device)  # which row stands where
+    for layer in net[1:]:
+        patches = index.unflatten(1, (-1, layer.s))  # (n, width / s, s)
+        patches, index = distinct(patches)  # (U, s), (n, width / s)
+        outputs = [layer(table[part]) for part in patches.split(CHUNK)]  # (u, 1, V)
+        table = torch.cat(outputs)[:, 0]
+    return table[index]
+
+
+def distinct(rows):
+    """The U different rows of integers, and the number of each row among them.
+
+    [[0, 2], [1, 1], [0, 2]] has the rows [[0, 2], [1, 1]], in an order that means
+    nothing, and the numbers [0, 1, 0].  (..., s) -> (U, s) and (...).
+    """
+    # Rows are compared by a hash, a random linear function modulo 2^64: much faster
+    # than torch.unique(rows, dim=0, return_inverse=True).
+    odd = 2 * np.random.default_rng(0).integers(2**62, size=rows.shape[-1]) + 1
+    hashes = (rows * torch.from_numpy(odd).to(rows.device)).sum(-1)
+    hashes, number = hashes.unique(return_inverse=True)
+    different = rows.new_empty(len(hashes), rows.shape[-1])
+    different[number] = rows  # equal rows write the same entries
+    if not torch.equal(different[number], rows):
+        raise ArithmeticError("two different rows have the same hash")
+    return different, number
 
 
 def as_symbols(values, V):
     """Integers as an int64 tensor; ValueError unless they lie in 0..V-1."""
     values = torch.as_tensor(values)
     symbols = values.long()
-    if values.is_floating_point() or not 0 <= symbols.min() <= symbols.max() < V:
-        got = f"got {values.dtype}, {symbols.min()} to {symbols.max()}"
-        raise ValueError(f"symbols must be integers in 0..{V - 1}, {got}")
+    outside = symbols[(symbols < 0) | (symbols >= V)]
+    if values.is_floating_point() or len(outside) > 0:
+        got = f"{values.dtype}, {outside[:3].tolist()} outside"
+        raise ValueError(f"symbols must be integers in 0..{V - 1}, got {got}")
     return symbols
-
-
-def distinct(rows):
-    """The U different rows of integers >= 0, and the number of each row among them.
-
-    [[0, 2], [1, 1], [0, 2]] has the rows [[0, 2], [1, 1]], with numbers [0, 1, 0].
-    This is torch.unique(rows, dim=0, return_inverse=True), several times faster.
-    (n, width) -> (U, width) and (n,).
-    """
-    number = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    for column in rows.T:
-        # Rows that agree so far share a number; it and the next entry form a pair.
-        pairs = number * (column.max() + 1) + column
-        if pairs.max() >= len(rows):
-            number = torch.unique(pairs, return_inverse=True)[1]  # this sorts
-        else:  # counting is faster: pairs [2, 0, 2] get the numbers [1, 0, 1]
-            occurs = pairs.new_zeros(len(rows))
-            occurs[pairs] = 1  # [1, 0, 1]
-            number = occurs.cumsum(0)[pairs] - 1  # from [1, 1, 2]
-    different = rows.new_empty(number.max() + 1, rows.shape[1])
-    different[number] = rows  # every copy of a row writes the same entries
-    return different, number

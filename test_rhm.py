@@ -1,32 +1,30 @@
 """The paper again, as tests: each is a claim, named after its place in the paper.
 
-`pytest -k lemma_15` runs what is about Lemma 15.  P is |P_l| = V m.  Numbers are those
-of the COLT version; slips are those of experiments/README.md.  The last section is
-about this code and no claim of the paper.  The proof with its own constants, and
-Appendix B, are in experiments/test_proof.py.
+A first reading of one hour: the worked example, Theorem 7, Principle 2, Equations 2, 3
+and 4, Lemmas 15 and 18, Section 4.2.  `pytest -k lemma_15_` runs what is about Lemma
+15; the underscore at the end keeps Equation 11 out of `-k equation_1_`.
 
-All seeds are fixed.  A false alarm is the failure of a correct program for another
-seed.  Where a theorem bounds its probability, a comment says so; other tolerances are
-at least six standard deviations of what fifteen or more other seeds gave.
+Numbers are those of the COLT version, P is |P_l| = V m.  Seeds are fixed.  A tolerance
+leaves room for other seeds: a comment says how much was seen, or how unlikely a false
+alarm is.  The last section is about this code and no claim of the paper.  The proof
+with its own constants, and Appendix B, are in experiments/test_proof.py.
 """
 
-import copy
 import itertools
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from torch import nn
 from torch.nn import functional as F
 
 import train_layerwise as tl
-from model import Level, deep_cnn, distinct, embed
-from rhm import RHM, typical_signal
+from model import Layer, RandomFeatures, deep_cnn, distinct, embed, predict
+from rhm import RHM
 from train_layerwise import (
-    Config, accuracy, averages, diagnose, draw, gradient_descent, network_parse, plot,
-    predict, run, schedule, tally, train, typical_distance,
+    Config, accuracy, averages, diagnose, gradient_descent, network_parse, plot, read,
+    run, schedule, train, typical_distance,
 )  # fmt: skip
 
 torch.set_num_threads(1)  # two threads stall beside a busy program
@@ -43,16 +41,33 @@ USUAL = grammar(16, 4, 2, 4)  # of the default run; P = 64
 NEVER = RHM([[[[0, 0]], [[0, 1]]]] * 2)  # m = 1: symbol 1 is never first in its level
 
 
-def learn(rhm, **settings):
-    """A trained network and its accuracy."""
-    net, _ = train(rhm, Config(**settings))
-    return net, accuracy(net, rhm, 10_000, 1)
-
-
 @pytest.fixture(scope="module")
 def usual():
     """The network and the stages of the default run."""
     return train(USUAL, Config())
+
+
+class Sampler:
+    """All that a learner may see of a grammar, as one would write it oneself.
+
+    Brings at most `most` sentences at a time, in other types, and notes what it drew.
+    """
+
+    def __init__(self, rhm, most=math.inf):
+        self.V, self.m, self.s, self.L = rhm.V, rhm.m, rhm.s, rhm.L
+        self._rhm, self.most, self.drawn = rhm, most, []
+
+    def sample(self, n, rng, level):
+        assert isinstance(rng, np.random.Generator)
+        tokens, labels = self._rhm.sample(min(n, self.most), rng, level)
+        self.drawn.append((level, tokens, labels))
+        return tokens.astype(np.int8), torch.tensor(labels)
+
+
+def learn(rhm, **settings):
+    """A trained network and its accuracy."""
+    net, _ = train(rhm, Config(**settings))
+    return net, accuracy(net, rhm, 10_000, 1)
 
 
 def derivations(rhm):
@@ -62,7 +77,7 @@ def derivations(rhm):
         width = tree[-1].shape[1]
         choices = np.array(list(itertools.product(range(rhm.m), repeat=width)))
         patches = rules[tree[-1][:, None, :], choices]  # (n, choices, width, s)
-        tree = [np.repeat(level, len(choices), axis=0) for level in tree]
+        tree = [np.repeat(symbols, len(choices), axis=0) for symbols in tree]
         tree.append(patches.reshape(len(tree[0]), -1))
     return tree
 
@@ -91,9 +106,9 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
         0 -> 0 1 -> 0 2 0 0, 0 2 2 1          2 -> 0 0 -> 0 2 0 2, 0 2 1 1
     Its q.  Two of the four have label 0, two have label 2: q = (1/2, 0, 1/2).  So has
     its synonym 1 1.  Symbol 1 has (1/2, 1/2, 0), symbol 2 has (0, 1/2, 1/2).
-    The trained level 2 returns q up to 0.1, for 0 2 and for 1 1: symbol 0 is found.
-    Level 1.  The sentence 0 2 0 0 is now (q of symbol 0, q of symbol 1), a patch that
-    stands under label 0 only, and level 1 returns (1, 0, 0).
+    The trained layer 2 returns q up to 0.1, for 0 2 and for 1 1: symbol 0 is found.
+    Layer 1.  The sentence 0 2 0 0 is now (q of symbol 0, q of symbol 1), a patch that
+    stands under label 0 only, and layer 1 returns (1, 0, 0).
     """
     top = [[[0, 1], [1, 0]], [[1, 2], [2, 1]], [[2, 2], [0, 0]]]
     rhm = RHM([top, [[[0, 2], [1, 1]], [[0, 0], [2, 1]], [[1, 0], [2, 2]]]])
@@ -114,16 +129,126 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
 
 
 def test_theorem_7_the_conclusion_on_the_usual_grammar(usual):
-    """Trained on sentences and labels alone, the network learns the labels of a
-    grammar that satisfies Assumption 6: all 10,000 fresh ones are right, and so is the
-    symbol of every first patch, read by the nearest q.  Its settings are those of the
-    default run; the proof's are in experiments/test_proof.py."""
+    """Trained on sentences and labels alone, the network learns the labels of a grammar
+    that satisfies Assumption 6.  Every error at a first patch is below rho / 2, so the
+    nearest q is the right one.  Its settings are those of the default run; the proof's
+    are in experiments/test_proof.py."""
     assert USUAL.kappa == 1 and USUAL.K_rho == 1  # K_rho = 1 is of this seed
     net, _ = usual
     assert accuracy(net, USUAL, 10_000, 1) == 1
     for level in range(1, USUAL.L + 1):
-        errors, nearest = diagnose(net, USUAL, level, 2)
-        assert nearest == 1 and np.median(errors) < USUAL.signal(level) / 2
+        errors, found = diagnose(net, USUAL, level, 2)
+        assert found == 1 and errors.max() < USUAL.signal(level) / 2
+
+
+def test_theorem_7_section_2_3_what_is_learned_at_first_patches_holds_everywhere(usual):
+    """Only first patches are trained on.  The rules are the same at every place, so all
+    symbols of whole sentences are found, with the same median error at all places."""
+    tree, net = USUAL.sample_tree(2000, 1), usual[0]
+    for level in range(1, USUAL.L + 1):
+        outputs, _, symbols = read(net, USUAL, level, tree[-1])
+        assert np.array_equal(symbols, tree[level - 1])
+        q = USUAL.label_posterior(level)[tree[level - 1]]
+        medians = np.median(np.linalg.norm(outputs - q, axis=2), axis=0)  # by place
+        assert medians == pytest.approx(medians.mean(), rel=0.12)
+
+
+# ---- Equations 1, 2, 3: the same, computed in torch line by line ---------------------
+
+
+def random_network(V, s, layers, M=20, seed=0):
+    """An untrained network in float64, with random W."""
+    rng, net = np.random.default_rng(seed), deep_cnn(V)
+    for _ in range(layers):
+        W = torch.from_numpy(rng.standard_normal((V, 2 * M)))
+        net.append(Layer(s, RandomFeatures(s * V, M, 1.0, rng), W))
+    return net.double()
+
+
+def test_equation_1_equation_2_the_network_is_a_strided_convolution():
+    """One W serves all patches of a level.  So the network is torch's conv1d with
+    kernel = stride = s, from one-hot sentences up, divided by the sum of the entries.
+    embed computes equal patches once and gives the same, after 0 to 2 layers."""
+    V, s, M, rng = 5, 3, 20, np.random.default_rng(0)
+    net = random_network(V, s, layers=2)
+    tokens = torch.from_numpy(rng.integers(V, size=(40, 18)))
+    h = F.one_hot(tokens, V).double().transpose(1, 2)  # (n, V, width)
+    for k, layer in enumerate(net[1:], start=1):
+        assert torch.allclose(embed(net[:k], tokens.int()), h.transpose(1, 2))
+        weights = layer.phi.omega.view(M, s, V).transpose(1, 2)  # out, in, place
+        angles = F.conv1d(h, weights, stride=s)  # (n, M, width / s)
+        x = torch.cat([angles.cos(), angles.sin()], 1) / M**0.5
+        scores = F.conv1d(x, layer.W[:, :, None])  # (n, V, width / s)
+        h = scores / scores.sum(1, keepdim=True)  # Eq. (2)
+    assert torch.allclose(embed(net, tokens), h.transpose(1, 2))
+    assert torch.allclose(net(tokens), h.transpose(1, 2))
+
+
+class TensorProduct(nn.Module):
+    """Construction 1: all products of two one-hot embeddings.  They are orthonormal."""
+
+    def __init__(self, dim, M, sigma, rng):
+        super().__init__()
+
+    def forward(self, h):
+        a, b = h.chunk(2, dim=-1)  # (..., V) each
+        return (a[..., :, None] * b[..., None, :]).flatten(-2)  # (..., V^2)
+
+
+def test_equation_2_the_division_takes_away_what_the_ridge_does_to_rare_patches():
+    """With orthonormal x, W x is q^ times p^ / (p^ + lambda_W) (Lemma 14): a rare patch
+    is shrunk more than its frequent synonym.  Dividing by the sum of the entries takes
+    the factor away, and the outputs of synonyms agree."""
+    uneven = Sampler(TINY)
+
+    def sample(n, rng, level):  # of each second rule one time in nine is kept
+        tokens, labels = TINY.sample(n, rng, level)
+        second = (tokens[:, None] == TINY.rules[-1, :, 1]).all(2).any(1)
+        keep = ~second | (rng.random(n) < 1 / 9)
+        return tokens[keep], labels[keep]
+
+    uneven.sample = sample
+    phi = TensorProduct(8, None, None, None)
+    covariance, correlation, _ = averages(deep_cnn(4), phi, uneven, 40_000, 0, l=3)
+    lambda_W, eta, T = schedule(4, 2, ridge=1, eps=1e-4)
+    W, _ = gradient_descent(covariance, correlation, lambda_W, eta, T)
+    patches = TINY.rules[-1].reshape(-1, 2)  # (8, 2), the synonyms of a symbol together
+    x = phi(torch.eye(4)[patches].flatten(1))
+    p = (x @ covariance.diagonal()).numpy()
+    factor = (x @ W.T).sum(1).numpy()
+    assert factor == pytest.approx(p / (p + lambda_W), rel=1e-3)
+    assert (factor[::2] > 2 * factor[1::2]).all()  # frequent and rare synonyms
+    outputs = predict(deep_cnn(4, Layer(2, phi, W)), patches)[:, 0]
+    assert np.abs(outputs - TINY.label_posterior(3).repeat(2, axis=0)).max() < 0.1
+
+
+def test_equation_3_averages_and_descent_follow_every_sample(monkeypatch):
+    """The averages are x.T @ x / N and e.T @ x / N over all samples, here drawn in four
+    blocks by a sampler that brings fewer than it is asked.  30 steps are 30 steps of
+    torch.optim.SGD on the loss as printed."""
+    monkeypatch.setattr(tl, "BLOCK", 300)
+    monkeypatch.setattr(tl, "CHUNK", 16)
+    own, net = Sampler(TINY, most=200), random_network(4, 2, layers=1)
+    phi = RandomFeatures(8, 16, 1.0, 0).double()
+    covariance, correlation, N = averages(net, phi, own, 1000, 0, l=2)
+    assert [len(tokens) for _, tokens, _ in own.drawn] == [200, 200, 200, 100]
+    tokens = torch.from_numpy(np.concatenate([tokens for _, tokens, _ in own.drawn]))
+    labels = torch.from_numpy(np.concatenate([labels for _, _, labels in own.drawn]))
+    x = phi(net(tokens).flatten(1)).detach()  # (700, 32)
+    e = F.one_hot(labels, 4).double()
+    assert N == len(x) and torch.allclose(covariance, x.T @ x / N)
+    assert torch.allclose(correlation, e.T @ x / N)
+    W, losses = gradient_descent(covariance, correlation, 0.05, 1.5, 30)
+    expected = torch.zeros(4, 32, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([expected], lr=1.5)
+    for found in losses:
+        loss = 0.5 * (e - x @ expected.T).square().sum(1).mean()
+        loss = loss + 0.05 / 2 * expected.square().sum()
+        assert loss.item() == pytest.approx(found.item(), rel=1e-10)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert len(losses) == 30 and torch.allclose(W, expected, atol=1e-12)
 
 
 # ---- Section 1, Principle 2: take one of its three conditions away -------------------
@@ -132,8 +257,9 @@ def test_theorem_7_the_conclusion_on_the_usual_grammar(usual):
 
 
 def sum_grammar(*kept, V=8, seed=0):
-    """A grammar of all V^2 pairs (m = V, s = 2).  table[a, b] rewrites to (a, b): it is
-    a + b mod V in the first kept[l] rows, shuffled in the others."""
+    """A grammar of all V^2 pairs (m = V, s = 2).  Symbol nu generates the pairs (a, b)
+    with table[a, b] = nu, which is a + b mod V in the first kept[l] rows of the table
+    of level l, and shuffled in the others."""
     rng, rules = np.random.default_rng(seed), []
     for k in kept:
         table = np.add.outer(range(V), range(V)) % V
@@ -148,50 +274,46 @@ def test_principle_2_i_no_correlation_then_chance():
     the same learner learns the grammar."""
     sums, shuffled = sum_grammar(8, 8, 8), sum_grammar(0, 0, 0)
     assert all((sums.label_posterior(l) == 1 / 8).all() for l in (2, 3))
-    assert learn(sums, C=10)[1] < 1 / 8 + 0.03
-    assert learn(shuffled, C=10)[1] > 0.98
+    assert learn(sums)[1] < 1 / 8 + 0.03
+    assert learn(shuffled)[1] > 0.98
 
 
 def test_principle_2_ii_no_clean_signal_then_noise():
-    """No grammar breaks (ii), since Eq. (8) holds for all; a learner can.  With a sigma
-    far below the spread of its inputs, each representation of a patch is a patch of its
-    own, too rare to average out what lies above it.  Level 3 reads exact tokens and is
-    right; level 2 learns noise, and the labels are at chance."""
+    """No grammar breaks (ii), since Eq. (8) holds for all; a learner can.  With a tiny
+    sigma two strings of one patch get nearly orthogonal x.  Then each string is learned
+    by itself, from a few samples whose labels also depend on the rest of the sentence.
+    Layer 3 reads exact tokens and is right; layer 2 learns noise, and the labels are
+    little better than chance."""
     rhm = grammar(8, 4, 3, 3)
-    assert learn(rhm)[1] > 0.999
-    net, share = learn(rhm, sigma=0.02)
-    nearest = {l: diagnose(net, rhm, l, 2)[1] for l in (3, 2)}
-    assert nearest[3] == 1 and nearest[2] < 0.5 and share < 1 / 8 + 0.05
+    assert learn(rhm, C=2.5)[1] > 0.999
+    net, share = learn(rhm, C=2.5, sigma_ratio=0.02)
+    found = {l: diagnose(net, rhm, l, 2)[1] for l in (3, 2)}
+    assert found[3] == 1 and found[2] < 0.5 and share < 0.3
 
 
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
     """Rows 0 and 1 of the top table hold every label once: symbols 0 and 1 of level 1
-    share a flat q.  The network merges these two and no others, and scores what the
-    best guesser scores who cannot tell 0 from 1.  The ridge is three times the usual
-    one: else level 1 zooms in on the sampling noise by which the two differ."""
+    share a flat q.  The network merges these two and no others, and confuses labels
+    that the same learner tells apart where all q differ."""
     twins, shuffled = sum_grammar(2, 0, 0, seed=3), sum_grammar(0, 0, 0, seed=3)
     q = twins.label_posterior(2)
     assert (q[:2] == 1 / 8).all()
-    assert learn(shuffled, ridge=0.03, C=10)[1] > 0.98
-    net, share = learn(twins, ridge=0.03, C=10)
+    assert learn(shuffled)[1] > 0.98
+    net, share = learn(twins)
     tree = twins.sample_tree(10_000, 2, level=2)
-    outputs = predict(net[:3], tree[-1])[:, 0]
+    outputs = read(net, twins, 2, tree[-1])[0][:, 0]
     means = np.array([outputs[tree[1][:, 0] == nu].mean(0) for nu in range(8)])
     closest_others = pairwise(q[1:])[np.triu_indices(7, 1)].min()
     merged = np.triu(pairwise(means) < closest_others / 2, 1)
     assert np.argwhere(merged).tolist() == [[0, 1]]
-    votes = np.zeros((8, 8, 8))  # patch of level 1 with symbol 1 read as 0, by label
-    for label, patches in enumerate(twins.rules[0]):
-        for a, b in np.where(patches == 1, 0, patches):
-            votes[a, b, label] += 1
-    assert share == pytest.approx(votes.max(2).sum() / votes.sum(), abs=0.05)
+    assert share < 0.9
 
 
-# ---- Sections 2 and 3: the grammar, the network, the training ------------------------
+# ---- Section 2: the grammar, q, and the training -------------------------------------
 
 SIZES = [  # (V, m, s, L): usual ones, m = 1, s = 1, L = 1, V = 1, V^s near 2^63
     (16, 4, 2, 4), (5, 3, 3, 2), (3, 2, 4, 2), (7, 1, 2, 3), (6, 1, 1, 3), (5, 2, 2, 1),
-    (1, 1, 1, 1), (1, 1, 3, 2), (2, 2, 62, 1), (90, 9, 9, 1),
+    (1, 1, 1, 1), (1, 1, 3, 2), (2, 2, 32, 1), (4, 2, 31, 1), (90, 9, 9, 1),
 ]  # fmt: skip
 
 
@@ -206,6 +328,8 @@ def test_definition_4_random_grammars_are_uniform_and_have_one_parse(V, m, s, L)
         for rules in rhm.rules:
             if uniform:
                 assert (np.bincount(rules[..., 0].ravel(), minlength=V) == m).all()
+            else:  # patches of all numbers, not the first V m
+                assert rules[..., 0].max() >= V // 2
         tree = rhm.sample_tree(n, 1)
         for recovered, drawn in zip(rhm.parse(tree[-1]), tree, strict=True):
             assert np.array_equal(recovered, drawn)
@@ -234,215 +358,20 @@ def test_definition_3_derivations_follow_the_exact_law(level):
     assert np.array_equal(tokens, tree[-1]) and np.array_equal(labels, tree[0][:, 0])
 
 
-def random_network(V, s, M=20, levels=2, seed=0):
-    """An untrained network in float64, with random W."""
-    rng = np.random.default_rng(seed)
-    net = deep_cnn(V, *(Level(V, s, M, 1.0, rng) for _ in range(levels))).double()
-    for level in net[1:]:
-        level.W.data = torch.tensor(rng.standard_normal((V, 2 * M)))
-    return net
-
-
-TOKENS = torch.from_numpy(np.random.default_rng(0).integers(5, size=(200, 18)))
-
-
-def test_equations_1_and_2_the_network_is_a_strided_convolution():
-    """One W serves all patches of a level.  So the network is torch's conv1d with
-    kernel = stride = s, from one-hot sentences up, divided by the sum of the entries.
-    embed computes equal patches once and gives the same, after 0 to 2 levels."""
-    V, s, M = 5, 3, 20
-    net, tokens = random_network(V, s, M), TOKENS[:40]
-    h = F.one_hot(tokens, V).double().transpose(1, 2)  # (n, V, width)
-    for k, level in enumerate(net[1:], start=1):
-        assert torch.allclose(embed(net[:k], tokens.int()), h.transpose(1, 2))
-        weights = level.omega.view(M, s, V).transpose(1, 2)  # out, in, place
-        angles = F.conv1d(h, weights, stride=s)  # (n, M, width / s)
-        x = torch.cat([angles.cos(), angles.sin()], 1) / M**0.5
-        scores = F.conv1d(x, level.W[:, :, None])  # (n, V, width / s)
-        h = scores / scores.sum(1, keepdim=True)  # Eq. (2)
-    assert torch.allclose(embed(net, tokens), h.transpose(1, 2))
-    assert torch.allclose(net(tokens), h.transpose(1, 2))
-
-
-def test_equation_6_and_lemma_12_features_approximate_the_gaussian_kernel():
-    """<Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2)), and ||Phi(h)|| = 1.
-    Lemma 12: the largest gap over points of the unit ball falls as M^(-1/2).  Other
-    frequencies than Gaussian ones of width 1 / sigma leave a gap that does not fall."""
-    rng, sigma, widths = np.random.default_rng(0), 0.5, [16, 64, 256, 1024]
-    h = rng.standard_normal((20, 8))
-    h /= np.linalg.norm(h, axis=1, keepdims=True)
-    kernel = torch.tensor(np.exp(-(pairwise(h) ** 2) / (2 * sigma**2)))
-
-    def error(M):
-        x = Level(4, 2, M, sigma, rng).double().patch_embedding(torch.tensor(h))
-        assert torch.allclose(x.norm(dim=1), torch.ones(20).double())
-        return (x @ x.T - kernel).abs().max().item()
-
-    errors = [np.mean([error(M) for _ in range(12)]) for M in widths]
-    slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
-    assert abs(slope + 0.5) < 0.08  # six standard deviations of the fitted slope
-
-
-def some_patches(rows=40, s=2, V=3, M=16):
-    """Distinct patches with label counts, and an untrained level, in float64."""
-    rng = np.random.default_rng(0)
-    h = torch.tensor(rng.standard_normal((rows, s, V)))
-    counts = torch.tensor(rng.integers(5, size=(rows, V)))
-    return h, counts, Level(V, s, M, 1.0, rng).double()
-
-
-def test_equation_3_gradient_descent_follows_autograd(monkeypatch):
-    """30 steps are 30 steps of torch.optim.SGD on the loss as printed, a term for each
-    sample.  So Eq. (3) sees the samples only through the counts of equal patches.  A
-    wrong gradient or a wrong loss would differ from the second step on."""
-    h, counts, level = some_patches()
-    monkeypatch.setattr(tl, "CHUNK", 16)  # the averages are gathered in three parts
-    both = averages(level, h, counts / counts.sum().double())
-    W, losses = gradient_descent(*both, 0.05, 1.5, 30)
-    # A row and a label for each sample:
-    rows, labels = counts.nonzero().repeat_interleave(counts[counts > 0], dim=0).T
-    x, e = level.patch_embedding(h.flatten(1))[rows], F.one_hot(labels, 3)
-    expected = torch.zeros(3, 32, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([expected], lr=1.5)
-    for found in losses:
-        loss = 0.5 * (e - x @ expected.T).square().sum(1).mean()
-        loss = loss + 0.05 / 2 * expected.square().sum()
-        assert loss.item() == pytest.approx(found.item(), rel=1e-10)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert len(losses) == 30 and torch.allclose(W, expected, atol=1e-12)
-
-
-class Sealed:
-    """All that a learner may see of a grammar; notes what it has drawn."""
-
-    def __init__(self, rhm):
-        self.V, self.m, self.s, self.L = rhm.V, rhm.m, rhm.s, rhm.L
-        self._rhm, self.drawn = rhm, []
-
-    def sample(self, n, rng, level=1):
-        tokens, labels = self._rhm.sample(n, rng, level)
-        self.drawn.append((level, tokens, labels))
-        return tokens, labels
-
-
-def test_section_2_3_the_learner_needs_only_samples_and_sizes():
-    """Stages l = L..1 draw N^(l) = C s L P m^l fresh first patches each, rounded up.
-    Nothing else of the grammar is used than its sizes.  descend gets the averages and
-    the schedule, and a level is trained when it is reported."""
-    rhm, stages, given = grammar(8, 2, 2, 3), [], []
-    sealed = Sealed(rhm)
-
-    def report(net, stage):
-        assert np.median(diagnose(net, rhm, stage.level, 0, n=500)[0]) < 0.2
-        stages.append(stage)
-
-    def descend(*averages_and_schedule):
-        given.append(averages_and_schedule)
-        return gradient_descent(*averages_and_schedule)
-
-    config = Config(C=3.01, ridge=0.02, eps=0.05)
-    net, returned = train(sealed, config, report, descend)
-    drawn = [(level, len(tokens)) for level, tokens, _ in sealed.drawn]
-    assert drawn == [(3, 2312), (2, 1156), (1, 578)]  # 18.06 * 16 * (8, 4, 2)
-    assert drawn == [(stage.level, stage.N) for stage in stages] and returned == stages
-    labels = [labels[:578].tolist() for *_, labels in sealed.drawn]
-    assert not any(a == b for a, b in itertools.combinations(labels, 2))  # fresh
-    strings = [len(np.unique(tokens, axis=0)) for _, tokens, _ in sealed.drawn]
-    assert strings == [stage.strings for stage in stages]
-    lambda_W, eta, T = schedule(8, 2, ridge=0.02, eps=0.05)
-    for stage, (covariance, correlation, *settings) in zip(stages, given, strict=True):
-        assert settings == [lambda_W, eta, T] and len(stage.losses) == T
-    assert accuracy(net, rhm, 2000, 9) == 1
-
-
-def test_section_2_3_any_optimiser_would_do():
-    """Eq. (3) is ridge regression, which has one minimum.  So Adam by autograd, from
-    the two averages alone, ends as low as the closed form, and the labels are right.
-    An optimiser that may not use gradients, or a wrong average, would break it."""
-    lowest = []
-
-    def adam(covariance, correlation, lambda_W, eta, T):
-        curvature = covariance + lambda_W * torch.eye(len(covariance))
-        loss = lambda W: 0.5 + (W * (W @ curvature / 2 - correlation)).sum()
-        lowest.append(loss(torch.linalg.solve(curvature, correlation, left=False)))
-        W = torch.zeros_like(correlation, requires_grad=True)
-        optimizer, losses = torch.optim.Adam([W], lr=0.1), []
-        for _ in range(300):
-            losses.append(loss(W))
-            optimizer.zero_grad()
-            losses[-1].backward()
-            optimizer.step()
-        return W, torch.stack(losses)
-
-    net, stages = train(TINY, Config(M=64), descend=adam)
-    assert accuracy(net, TINY, 2000, 1) == 1
-    for stage, minimum in zip(stages, lowest, strict=True):
-        assert len(stage.losses) == 300
-        assert minimum.item() - 1e-4 < stage.losses[-1] < minimum.item() + 0.01
-
-
-def test_section_2_3_a_level_trained_on_first_patches_works_at_every_place(usual):
-    """The rules are the same at every place, so one W serves all patches.  The default
-    network recovers the latent symbols at every place, with the same median error.  A
-    level that used its place would do so at the first only."""
-    tree = USUAL.sample_tree(2000, 1)
-    net, _ = usual
-    read = network_parse(net, USUAL, tree[-1])
-    for l in range(USUAL.L):
-        assert (read[l] == tree[l]).mean(0).min() >= 0.97  # for other seeds; here 1
-        h = predict(net[: USUAL.L - l + 1], tree[-1])
-        errors = np.linalg.norm(h - USUAL.label_posterior(l + 1)[tree[l]], axis=2)
-        medians = np.median(errors, axis=0)  # by place
-        assert medians == pytest.approx(medians.mean(), rel=0.07)
-
-
-def oracle(rhm, target, M=16_384):
-    """W = sum of target(l) x_mu^T over all patches at each level.
-
-    sigma is Lemma 10's, corrected (slip 3), for overlaps of 0.01.
-    """
-    rng, net, tokens = np.random.default_rng(0), deep_cnn(rhm.V), torch.eye(rhm.V)
-    for l in range(rhm.L, 0, -1):
-        sigma = torch.pdist(tokens).min().item() / math.sqrt(2 * math.log(2 / 0.01))
-        level = Level(rhm.V, rhm.s, M, sigma, rng)
-        x = level.patch_embedding(tokens[torch.tensor(rhm.rules[l - 1])].flatten(2))
-        tokens = torch.tensor(target(l), dtype=torch.float32)
-        level.W.data = torch.einsum("nz,nkx->zx", tokens, x)
-        net.append(level)
-    return net
-
-
-def test_constructions_1_2_and_3_oracle_weights_return_their_targets():
-    """1: W = sum e_parent x_mu^T outputs the one-hot parent.  2, without latents: W =
-    sum q_mu x_mu^T outputs q_mu.  3: random features for x_mu do both, up to less than
-    half of the distance between two targets; with a wide sigma they would not."""
-    tree = derivations(TINY)
-    for target in (lambda l: np.eye(TINY.V)), TINY.label_posterior:
-        net = oracle(TINY, target)
-        for l in range(1, TINY.L + 1):
-            outputs = predict(net[: TINY.L - l + 2], tree[-1])
-            errors = np.linalg.norm(outputs - target(l)[tree[l - 1]], axis=2)
-            apart = pairwise(target(l))[np.triu_indices(TINY.V, 1)]
-            assert errors.max() < apart.min() / 2
-
-
-# ---- Section 4 and Appendix A: the posterior q, sigma, steps and samples -------------
-
-
 @pytest.mark.parametrize("uniform", [True, False])
-def test_equation_4_label_posterior_equals_enumeration(uniform):
+def test_equation_4_equation_8_label_posterior_equals_enumeration(uniform):
     """q_mu^(l) is a share of all derivations, which are equally likely.  It depends on
-    mu through its parent only; kappa, rho and K_rho follow.  Posteriors, transitions or
-    powers of m of a neighbouring level would break it."""
+    mu through its parent only, and not on the tokens under mu: this is Eq. (8), since
+    features are functions of these tokens.  kappa, rho and K_rho follow from it."""
     for seed in range(8):  # P = 6, m = 2
         rhm = RHM.random(3, 2, 2, 3, seed, uniform_first_token=uniform)
         tree, kappa, K_rho = derivations(rhm), 0, math.inf
         for level in (1, 2, 3):
             parent, patch = tree[level - 1][:, 0], tree[level][:, :2]
+            tokens = tree[3][:, : 2 ** (4 - level)]  # under the first patch
             q = rhm.label_posterior(level)
             assert q[parent] == pytest.approx(law_of_label(tree, patch))
+            assert q[parent] == pytest.approx(law_of_label(tree, tokens))
             _, counts = np.unique(patch, axis=0, return_counts=True)
             rarest = counts.min() / len(patch) if len(counts) == 6 else 0
             kappa = max(kappa, 1 / (6 * rarest) if rarest else math.inf)
@@ -456,14 +385,119 @@ def test_equation_4_label_posterior_equals_enumeration(uniform):
     assert RHM([copying] * 2).K_rho == pytest.approx(2)  # of level 1: sqrt 2 m^(1/2)
 
 
+def test_equation_6_lemma_12_features_approximate_the_gaussian_kernel():
+    """<Phi(h), Phi(h')> is near exp(-||h-h'||^2 / (2 sigma^2)), and ||Phi(h)|| = 1.
+    Lemma 12: the largest gap over points of the unit ball falls as M^(-1/2)."""
+    rng, sigma, widths = np.random.default_rng(0), 0.5, [16, 64, 256, 1024]
+    h = rng.standard_normal((20, 8))
+    h /= np.linalg.norm(h, axis=1, keepdims=True)
+    kernel = torch.tensor(np.exp(-(pairwise(h) ** 2) / (2 * sigma**2)))
+
+    def error(M):
+        x = RandomFeatures(8, M, sigma, rng).double()(torch.tensor(h))
+        assert torch.allclose(x.norm(dim=1), torch.ones(20).double())
+        return (x @ x.T - kernel).abs().max().item()
+
+    errors = [np.mean([error(M) for _ in range(12)]) for M in widths]
+    slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
+    assert abs(slope + 0.5) < 0.08  # six standard deviations of the fitted slope
+
+
+def test_section_2_3_the_learner_needs_only_samples_and_sizes():
+    """Stages l = L..1 draw N^(l) = C s L P m^l fresh first patches each, rounded up,
+    after 1,000 for sigma.  Nothing else of the grammar is used than its sizes.  A layer
+    is trained when it is reported."""
+    rhm, reported = grammar(8, 2, 2, 3), []
+    own, T = Sampler(rhm), schedule(8, 2, ridge=0.02, eps=0.05)[2]
+
+    def report(net, stage):
+        assert np.median(diagnose(net, rhm, stage.level, 0, n=500)[0]) < 0.2
+        reported.append(stage)
+
+    net, stages = train(own, Config(C=3.01, ridge=0.02, eps=0.05), report)
+    drawn = [(level, len(tokens)) for level, tokens, _ in own.drawn]
+    sizes = [(3, 2312), (2, 1156), (1, 578)]  # 18.06 * 16 * (8, 4, 2)
+    assert drawn[1::2] == sizes == [(stage.level, stage.N) for stage in stages]
+    assert drawn[::2] == [(3, 1000), (2, 1000), (1, 1000)] and reported == stages
+    labels = [labels[:578].tolist() for *_, labels in own.drawn]
+    assert not any(a == b for a, b in itertools.combinations(labels, 2))  # fresh
+    assert all(len(stage.losses) == T for stage in stages)
+    assert accuracy(net, own, 2000, 9) == 1
+
+
+def test_section_2_3_any_optimiser_would_do():
+    """Eq. (3) is ridge regression, and its minimiser has a closed form.  It needs the
+    two averages only, it learns the labels, and no loss lies below its own."""
+    lowest = []
+
+    def closed_form(covariance, correlation, lambda_W, eta, T):
+        assert torch.is_grad_enabled()  # an optimiser may use autograd
+        assert (lambda_W, eta, T) == schedule(4, 2, Config.ridge, Config.eps)
+        A = covariance + lambda_W * torch.eye(len(covariance))
+        W = torch.linalg.solve(A, correlation, left=False).requires_grad_()
+        lowest.append(0.5 - 0.5 * (W * correlation).sum().item())
+        return W, [1.0, lowest[-1]]  # a list or an array will do
+
+    net, _ = train(TINY, Config(M=64), minimise=closed_form)
+    assert accuracy(net, TINY, 2000, 1) == 1
+    _, stages = train(TINY, Config(M=64))
+    for stage, minimum in zip(stages, lowest):
+        if stage.level == 3:  # the same samples and features as above
+            assert minimum <= stage.losses[-1] < minimum + 1e-3
+
+
+def test_section_2_3_other_features_by_the_argument_of_train():
+    """One level needs no random features: tensor products of one-hot vectors are
+    orthonormal (Construction 1)."""
+    rhm = grammar(8, 4, 2, 1)
+    net, _ = train(rhm, Config(), features=TensorProduct)
+    assert accuracy(net, rhm, 2000, 1) == 1 and net[1].W.shape == (8, 64)
+
+
+# ---- Section 3: what the network can represent ---------------------------------------
+
+
+def oracle(rhm, target, M=16_384):
+    """W = sum of target(l) x_mu^T over all patches at each level.
+
+    sigma is the distance of two tokens times Lemma 10's factor for overlaps of 0.01,
+    which is half of the printed one.
+    """
+    rng, net, tokens = np.random.default_rng(0), deep_cnn(rhm.V), torch.eye(rhm.V)
+    for l in range(rhm.L, 0, -1):
+        sigma = torch.pdist(tokens).min().item() / math.sqrt(2 * math.log(2 / 0.01))
+        phi = RandomFeatures(rhm.s * rhm.V, M, sigma, rng)
+        x = phi(tokens[torch.tensor(rhm.rules[l - 1])].flatten(2))
+        tokens = torch.tensor(target(l), dtype=torch.float32)
+        net.append(Layer(rhm.s, phi, torch.einsum("nz,nkx->zx", tokens, x)))
+    return net
+
+
+def test_construction_1_construction_2_construction_3_oracle_weights():
+    """The targets of Constructions 1 and 2, with the features of 3.  W = sum e_parent
+    x_mu^T outputs the one-hot parent, W = sum q_mu x_mu^T outputs q_mu, up to less than
+    half of the distance between two targets."""
+    tree = derivations(TINY)
+    for target in (lambda l: np.eye(TINY.V)), TINY.label_posterior:
+        net = oracle(TINY, target)
+        for l in range(1, TINY.L + 1):
+            outputs = read(net, TINY, l, tree[-1])[0]
+            errors = np.linalg.norm(outputs - target(l)[tree[l - 1]], axis=2)
+            apart = pairwise(target(l))[np.triu_indices(TINY.V, 1)]
+            assert errors.max() < apart.min() / 2
+
+
+# ---- Section 4 and Appendix A: sigma, steps and samples ------------------------------
+
+
 def test_assumption_6_failures_name_the_level_and_the_symbols():
     """(b) fails by two symbols of equal posterior, (a) by a symbol that is never first.
     One flat posterior alone breaks nothing.  Posteriors are quotients of whole numbers:
-    products of the shares T_l would have rounding errors, and rho > 0 for equal q."""
+    so equal ones have distance 0, not 1e-17."""
     merged = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2)
     [line] = merged.assumption_6_failures()
     assert "6(b) fails at level 2: K_rho = 0, symbols [0, 1] of level 1" in line
-    assert sum_grammar(*[7] * 8, V=7).signal(8) == 0  # all q are flat
+    assert RHM.random(3, 3, 2, 5, 9).signal(4) == 0
     [line] = NEVER.assumption_6_failures()
     assert "6(a) fails at level 2: kappa = inf, symbols [1] of level 1" in line
     assert NEVER.kappa == NEVER.signal(2) == math.inf
@@ -474,84 +508,96 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
     assert flat.K_rho > 0 and not flat.assumption_6_failures()
 
 
-def test_equation_8_features_and_label_are_independent_given_the_patch():
-    """P[label | leaves under the first patch mu] = q_mu over all derivations.  This is
-    Eq. (8), whatever the features, which are functions of these leaves.  The leaves of
-    the patch beside it would change the law."""
-    tree = derivations(TINY)
-    for level in (1, 2, 3):
-        q = TINY.label_posterior(level)[tree[level - 1][:, 0]]
-        width = TINY.s ** (4 - level)  # of the leaves, which determine mu
-        assert np.allclose(law_of_label(tree, tree[3][:, :width]), q)
-        beside = law_of_label(tree, tree[3][:, : 2 * width])
-        assert level == 1 or not np.allclose(beside, q)
-
-
 def test_lemma_10_sigma_is_in_proportion_to_the_distances_of_tokens(usual):
     """Lemma 10 takes the smallest distance of two symbols; a learner can measure the
-    root mean square over all pairs of tokens, each weighed by its counts.  Lemmas 21
-    and 26 predict it, up to the 1/V pairs of one symbol.  Counts that are left out, or
-    the first place only, would break it."""
-    h, counts, _ = some_patches(s=3)
-    h = h * torch.tensor([[1.0], [2.0], [3.0]])  # by place
-    counts = counts * torch.arange(40)[:, None]
-    shares = counts / counts.sum().double()
-    weights = shares.sum(1).repeat_interleave(3).numpy() / 3
-    mean_square = weights @ pairwise(h.flatten(0, 1).numpy()) ** 2 @ weights
-    assert typical_distance(h, shares) == pytest.approx(math.sqrt(mean_square))
+    root mean square over all pairs of tokens that a layer reads.  Where the layer below
+    is trained they are near the q of random symbols."""
+    own, net = Sampler(TINY), random_network(4, 2, layers=1)
+    found = typical_distance(net, own, np.random.default_rng(0), l=2)
+    [(_, tokens, _)] = own.drawn
+    h = predict(net, tokens).reshape(-1, 4)  # (1000 sentences, 2 tokens each)
+    assert len(h) == 2000 and found == pytest.approx((pairwise(h) ** 2).mean() ** 0.5)
     for stage in usual[1]:
-        typical = typical_signal(16, 4, stage.level + 1) if stage.level < 4 else 2**0.5
-        assert stage.sigma == pytest.approx(typical / 2 * (15 / 16) ** 0.5, rel=0.15)
+        q = np.eye(16) if stage.level == 4 else USUAL.label_posterior(stage.level + 1)
+        expected = 0.5 * (pairwise(q) ** 2).mean() ** 0.5
+        assert stage.sigma == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("V, m", [(1, 1), (2, 2)])
-def test_lemma_15_and_17_gradient_descent_contracts_at_every_step(V, m):
-    """||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t: a step of 2 / (1 + 2 lambda_W)
-    shrinks every direction of curvature lambda_W to 1 + lambda_W.  Twice the step
-    diverges along a frequent patch, half of it is too slow along rare ones.  For a
-    single patch the printed step, 2 / (1 + lambda_W), swings for ever (slip 2)."""
+def ridge_regression(V, m):
+    """Averages of orthonormal x, and the minimiser W_* at lambda_W = 1/P, P = V m."""
     P, rng = V * m, np.random.default_rng(0)
     # Orthonormal x of 33 strings, a frequent one and 32 rare ones, or a single one:
     p = torch.tensor([1.0] if P == 1 else [0.7] + 32 * [0.3 / 32]).double()
     x = torch.linalg.qr(torch.tensor(rng.standard_normal((len(p), len(p)))))[0]
     e = torch.eye(V).double()[torch.arange(len(p)) % V]
-    both = x.T @ (p[:, None] * x), e.T @ (p[:, None] * x)
-    W_star = both[1] @ torch.linalg.inv(both[0] + torch.eye(len(p)) / P)
+    covariance, correlation = x.T @ (p[:, None] * x), e.T @ (p[:, None] * x)
+    W_star = correlation @ torch.linalg.inv(covariance + torch.eye(len(p)) / P)
+    return covariance, correlation, W_star
+
+
+@pytest.mark.parametrize("V, m", [(1, 1), (2, 2)])
+def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
+    """||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P, at the step that
+    schedule chooses: it shrinks every direction of curvature lambda_W to 1 + lambda_W.
+    Half of that step is too slow, and the double is too long."""
+    P = V * m
+    covariance, correlation, W_star = ridge_regression(V, m)
     lambda_W, eta, T = schedule(V, m, ridge=1.0, eps=0.01)
-    assert (lambda_W / 100, T) == schedule(V, m, ridge=0.01, eps=0.01)[::2]
-    steps = P * math.log(100 * P * V**0.5 / 0.01)  # Lemma 17
-    assert lambda_W == 1 / P and T == math.ceil(steps)
-    printed = 2 / (1 + lambda_W)
-    for step in (eta, printed) if P > 1 else (eta,):
-        for t in range(T + 1):
-            W, _ = gradient_descent(*both, lambda_W, step, t)
-            assert (W - W_star).norm() <= math.exp(-t / P) * W_star.norm() + 1e-12
-    assert W_star.norm() <= P
-    if P == 1:
-        W = [gradient_descent(*both, lambda_W, printed, t)[0] for t in range(6)]
-        assert torch.cat(W).abs().flatten().tolist() == [0, 1, 0, 1, 0, 1]
-    else:
-        for step in 2 * eta, eta / 2:
-            W, _ = gradient_descent(*both, lambda_W, step, T)
-            assert (W - W_star).norm() > math.exp(-T / P) * W_star.norm()
+    assert lambda_W == 1 / P and W_star.norm() <= P
+    for t in range(T + 1):
+        W, _ = gradient_descent(covariance, correlation, lambda_W, eta, t)
+        assert (W - W_star).norm() <= math.exp(-t / P) * W_star.norm() + 1e-12
+
+
+def test_lemma_15_half_of_the_step_is_too_slow_and_the_double_is_too_long():
+    """The bound is sharp enough to see it: rare patches move slowly along their x, and
+    a frequent one swings along its own.  The printed step, 2 / (1 + lambda_W), is
+    between and passes where no patch is alone."""
+    covariance, correlation, W_star = ridge_regression(2, 2)
+    lambda_W, eta, T = schedule(2, 2, ridge=1.0, eps=0.01)
+    for step in eta / 2, eta, 2 / (1 + lambda_W), 2 * eta:
+        W, _ = gradient_descent(covariance, correlation, lambda_W, step, T)
+        contracted = (W - W_star).norm() <= math.exp(-T / 4) * W_star.norm()
+        assert contracted == (eta <= step < 2 * eta)
+
+
+def test_lemma_15_the_printed_step_swings_for_ever_with_a_single_patch():
+    """The loss is (1 + lambda_W)-smooth, not 1-smooth as printed.  With V = m = 1 the
+    step 2 / (1 + lambda_W) is twice the distance to the minimum."""
+    covariance, correlation, _ = ridge_regression(1, 1)
+    W = [gradient_descent(covariance, correlation, 1, 1, t)[0] for t in range(6)]
+    assert torch.cat(W).abs().flatten().tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_lemma_17_the_number_of_steps():
+    """T = P log(100 P kappa sqrt(V) / eps), rounded up, whatever the ridge; at least
+    one, since with W = 0 the output is 0 / 0."""
+    for kappa in 1, 4:
+        steps = 8 * math.log(100 * 8 * kappa * 4**0.5 / 0.01)
+        assert schedule(4, 2, 1.0, 0.01, kappa)[2] == math.ceil(steps)
+        assert schedule(4, 2, 0.01, 0.01, kappa)[2] == math.ceil(steps)
+    assert schedule(16, 4, 0.01, eps=1e8)[2] == 1
 
 
 def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
-    """With u = kappa P log(4P/delta) / N, here kappa = 1: p^ = p (1 +- (c u)^(1/2)),
-    c = 2 below, and 3 above is enough, and ||q^ - q|| <= (8 u)^(1/2).  Only N / P
-    samples show a patch, so the mean square of ||q^ - q|| is P (1 - ||q||^2) / N.
-    Most patches miss the printed bound, which has no P (slip 1)."""
-    P, N, L, rng = 64, 20_000, USUAL.L, np.random.default_rng(1)
+    """With orthonormal x the averages are p^ and p^ q^.  Only N / P samples show a
+    patch, so the mean square of ||q^ - q|| is P (1 - ||q||^2) / N.  Most patches miss
+    the printed bound, which has lost that P.  With u = P log(4P/delta) / N (kappa = 1),
+    (8 u)^(1/2) is a bound of ||q^ - q||, and p^ lies between p (1 - (2 u)^(1/2)) and
+    p (1 + (3 u)^(1/2))."""
+    P, N, rng = 64, 20_000, np.random.default_rng(1)
     u = P * math.log(4 * P / 1e-8) / N  # false alarm: 40 delta = 4e-7
     ratios, missed = [], []
+    phi, patches = TensorProduct(32, None, None, None), USUAL.rules[-1].reshape(-1, 2)
+    x = phi(torch.eye(16)[patches].flatten(1))  # (P, 256), orthonormal
+    q = USUAL.label_posterior(4).repeat(4, axis=0)  # (P, 16), of each patch
     for _ in range(40):
-        strings, counts = tally(*USUAL.sample(N, rng, L), 16)
-        parent = RHM(USUAL.rules[L - 1 :]).parse(strings)[0][:, 0]  # level L alone
-        q, n = USUAL.label_posterior(L)[parent], counts.sum(1).numpy()
-        error = np.linalg.norm(counts.numpy() / n[:, None] - q, axis=1)
-        assert len(n) == P and n.sum() == N and counts.dtype == torch.int64
-        assert error.max() <= math.sqrt(8 * u)
-        deviation = (n / N * P - 1) / math.sqrt(u)
+        covariance, correlation, _ = averages(deep_cnn(16), phi, USUAL, N, rng, l=4)
+        p_hat = (x @ covariance.diagonal()).numpy()
+        q_hat = (x @ correlation.T).numpy() / p_hat[:, None]
+        error = np.linalg.norm(q_hat - q, axis=1)
+        assert p_hat.sum() == pytest.approx(1) and error.max() <= math.sqrt(8 * u)
+        deviation = (p_hat * P - 1) / math.sqrt(u)
         assert -math.sqrt(2) <= deviation.min() and deviation.max() <= math.sqrt(3)
         missed.append(error > math.sqrt(2 * u / P))
         ratios.append(error**2 / (P * (1 - (q**2).sum(1)) / N))
@@ -563,24 +609,26 @@ def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(
     m^(-l/2) as the bound of rho is.  Measured: the median error of the outputs is about
     that at all levels.  Four times the samples halve it."""
     rhm, medians = grammar(16, 3, 2, 4, seed=1), []
-    for C in (1.25, 5):
+    for C in (2.5, 10):
         net, stages = train(rhm, Config(C=C))
         for stage in stages:
             errors, _ = diagnose(net, rhm, stage.level, 2)
             medians.append(np.median(errors))
-            assert 0.4 < medians[-1] * (stage.N / 48) ** 0.5 < 1.75
+            assert 0.7 < medians[-1] * (stage.N / 48) ** 0.5 < 1.6
     ratios = np.divide(medians[:4], medians[4:])
     assert 1.6 < np.prod(ratios) ** (1 / 4) < 2.6  # N^(-1/4) gives 1.4, 1/N gives 4
 
 
-# ---- Engineering: measurements, input, command line ----------------------------------
+# ---- Engineering: no claim of the paper ----------------------------------------------
 
 
 def test_a_seed_gives_the_same_weights_also_when_one_looks_on():
-    """The same bit for bit.  A measurement that drew from the training stream, or a
-    stream that ignores the seed, would break it."""
+    """The same bit for bit: a measurement does not draw from the training stream."""
     rhm = grammar(8, 2, 2, 3)
-    look = lambda net, stage: diagnose(net, rhm, stage.level, 0)
+
+    def look(net, stage):
+        diagnose(net, rhm, stage.level, 0)
+
     alone, watched, other = (
         train(rhm, Config(M=64, seed=seed), report)[0][-1].W
         for seed, report in ((0, None), (0, look), (1, None))
@@ -588,29 +636,15 @@ def test_a_seed_gives_the_same_weights_also_when_one_looks_on():
     assert torch.equal(alone, watched) and not torch.equal(alone, other)
 
 
-def test_draw_tallies_block_by_block(monkeypatch):
-    """The counts of three blocks are those of all samples together.  A block that is
-    lost, counted twice, or drawn from the seed of another, would break it."""
-    sealed = Sealed(TINY)
-    monkeypatch.setattr(tl, "BLOCK", 4000)
-    strings, counts = draw(sealed, 9000, np.random.default_rng(0), level=3)
-    _, tokens, labels = zip(*sealed.drawn)
-    assert not np.array_equal(tokens[0], tokens[1])
-    tokens, labels = np.concatenate(tokens), np.concatenate(labels)
-    assert len(tokens) == 9000
-    assert all(map(torch.equal, (strings, counts), tally(tokens, labels, 4)))
-    for string, row in zip(strings.numpy(), counts):
-        same = (tokens == string).all(1)
-        assert row.tolist() == np.bincount(labels[same], minlength=4).tolist()
-
-
-@pytest.mark.parametrize("largest, width", [(3, 4), (2**40, 5), (1, 3)])
-def test_distinct_is_torch_unique(largest, width):
-    """Where it counts (first case), where it sorts since a row does not fit into 64
-    bits, and where all rows are equal."""
-    rows = TOKENS[:, :width] % min(largest, 3) * max(largest // 3, 1)
-    expected = torch.unique(rows, dim=0, return_inverse=True)
-    assert all(map(torch.equal, distinct(rows), expected))
+@pytest.mark.parametrize("shape", [(200, 4), (50, 3, 2), (30, 1), (0, 3)])
+def test_distinct_finds_the_different_rows(shape):
+    """As torch.unique, in another order.  Two rows that share a hash are refused."""
+    rows = torch.from_numpy(np.random.default_rng(0).integers(3, size=shape)) * 2**40
+    different, number = distinct(rows)
+    expected = rows.flatten(0, -2).unique(dim=0) if len(rows) else rows
+    assert torch.equal(different[number], rows) and len(different) == len(expected)
+    with pytest.raises(ArithmeticError, match="two different rows have the same hash"):
+        distinct(torch.tensor([[0, 0], [-(2**63), -(2**63)]]))
 
 
 def test_measurements_compare_with_the_exact_posterior():
@@ -618,52 +652,21 @@ def test_measurements_compare_with_the_exact_posterior():
     0.  A measurement with the grammar's own parse would find none."""
     rhm, target = grammar(L=1), np.eye(4)[[0, 1, 2, 0]]
     net = oracle(rhm, lambda l: target)
-    errors, nearest = diagnose(net, rhm, 1, 0, n=8000)
+    errors, found = diagnose(net, rhm, 1, 0, n=8000)
     wrong = errors > 1.2
     assert len(errors) == 8000 and errors[~wrong].max() < 0.2
-    assert 0.2 < wrong.mean() < 0.3 and nearest == pytest.approx(1 - wrong.mean())
+    assert 0.2 < wrong.mean() < 0.3 and found == pytest.approx(1 - wrong.mean())
     assert 0.7 < accuracy(net, rhm, 4000, 0) < 0.8
     tokens, labels = rhm.sample(100, 0)
-    read = network_parse(net, rhm, tokens)[0][:, 0]
-    assert np.array_equal(read, np.where(labels == 3, 0, labels))
+    seen = network_parse(net, rhm, tokens)[0][:, 0]
+    assert np.array_equal(seen, np.where(labels == 3, 0, labels))
+    assert predict(net, tokens[:0]).shape == (0, 1, 4)
     # A symbol that is never first has no q.  It is nobody's nearest:
-    errors, nearest = diagnose(oracle(NEVER, lambda l: np.eye(2)), NEVER, 2, 0)
-    assert errors == pytest.approx(0.5**0.5, abs=0.1) and nearest == 1
+    errors, found = diagnose(oracle(NEVER, lambda l: np.eye(2)), NEVER, 2, 0)
+    assert errors == pytest.approx(0.5**0.5, abs=0.1) and found == 1
 
 
-def test_the_picture_shows_the_run(usual):
-    """The Figure that plot returns has the data under its titles and labels.  Panels of
-    another level, or error and signal exchanged, would break it."""
-    (net, stages), levels = usual, [4, 3, 2, 1]
-    stages = [stage._replace(losses=np.arange(1, 4) * stage.level) for stage in stages]
-    errors = [np.array([0.1, 0.2, 0.9]) / l for l in levels]
-    figure = plot(net, USUAL, stages, errors)
-    *matrices, _, losses, signal = (ax for sub in figure.subfigs for ax in sub.axes)
-    for level, ax in zip(levels, matrices, strict=True):
-        assert ax.get_title() == f"outputs of level {level}"
-        matrix, q = ax.images[0].get_array(), USUAL.label_posterior(level)
-        expected = np.kron(pairwise(q), np.ones((4, 4)))  # 4 synonyms of each symbol
-        assert matrix.max() == 1 and matrix[expected == 0].max() < 0.5
-        # With the q of another level at most 0.75:
-        assert np.corrcoef(matrix.ravel(), expected.ravel())[0, 1] > 0.88
-    lines = {line.get_label(): line.get_xydata().T.tolist() for line in losses.lines}
-    assert lines == {f"level {l}": [[1, 2, 3], [l, 2 * l, 3 * l]] for l in levels}
-    lines = {line.get_label(): line.get_xydata().T.tolist() for line in signal.lines}
-    assert signal.xaxis_inverted()  # levels in the order of training
-    assert losses.get_xscale() == signal.get_yscale() == "log"
-    assert losses.get_xlabel() == "gradient step"
-    assert matrices[0].get_ylabel() == "16 symbols x 4 synonyms"
-    colors = [to_hex(line.get_color()) for line in signal.lines]
-    assert colors == [to_hex(color) for color in ("C0", "C0", "C1", "C1", "k")]
-    assert lines == {
-        "signal rho": [levels, [USUAL.signal(l) for l in levels]],
-        "typical signal": [levels, [typical_signal(16, 4, l) for l in levels]],
-        "largest error": [levels, [0.9 / l for l in levels]],
-        "median error": [levels, [0.2 / l for l in levels]],
-        "Proposition 19": [levels, [80 ** (-(l - 1) / 2) for l in levels]],
-    }
-
-
+@pytest.mark.filterwarnings("ignore:Data has no positive values")  # in the picture
 @pytest.mark.parametrize("V, m, s, L", SIZES)
 def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L):
     """Training, table and picture hold where kappa or rho is infinite, and where there
@@ -673,157 +676,84 @@ def test_nothing_is_nan_or_infinite_at_any_size(V, m, s, L):
         net, stages, errors = run(rhm, Config(M=32, C=1.0))
         for stage in stages:
             assert 0 < stage.sigma < math.inf and np.isfinite(stage.losses).all()
-    *_, signal = plot(net, rhm, stages, errors).subfigs[1].axes
-    drawn = np.concatenate([line.get_ydata() for line in signal.lines])
-    assert (np.isnan(drawn) | (0 < drawn) & (drawn < math.inf)).all()  # on a log scale
-    assert schedule(16, 4, 0.01, eps=1e8)[2] == 1  # with W = 0 Eq. (2) is 0 / 0
+    plot(net, rhm, stages, errors).canvas.draw()
 
 
-def test_rules_are_a_copy_and_an_edited_grammar_is_parsed_by_its_own_rules():
-    """Rules may come as a list of tensors, as other implementations have them.  An
-    edited deep copy is not parsed by the rules of the original."""
-    rules = [torch.tensor(level) for level in TINY.rules]
-    rhm = RHM(rules)
-    rules[0][:] = 0
+def test_rules_are_a_copy_and_may_come_as_tensors():
+    given = TINY.rules.copy()
+    rhm = RHM(given)
+    given[:] = 0
     assert np.array_equal(rhm.rules, TINY.rules) and repr(rhm) == repr(TINY)
-    edited = copy.deepcopy(rhm)
-    edited.rules[0] = edited.rules[0, ::-1]
-    tokens, labels = edited.sample(50, 0)
-    assert np.array_equal(edited.parse(tokens)[0][:, 0], labels)
-    edited.rules[0, 0] = edited.rules[0, 1]
-    with pytest.raises(ValueError, match="generated by symbols 0 and 1"):
-        edited.parse(tokens)
-
-
-def test_samples_of_ones_own_count_as_they_come():
-    """A sampler may bring fewer rows, other integer types, and tensors."""
-    own = Sealed(TINY)
-
-    def sample(n, rng, level=1):
-        tokens, labels = TINY.sample(min(n, 100), rng, level)
-        return tokens.astype(np.int8), torch.tensor(labels)[:, None]
-
-    own.sample = sample
-    net, stages = train(own, Config(M=64))
-    assert [stage.N for stage in stages] == [100, 100, 100]
-    tokens, labels = TINY.sample(100, [0, 5])
-    right = predict(net, tokens.astype(np.uint8))[:, 0].argmax(1) == labels
-    assert accuracy(net, own, 100, [0, 5]) == right.mean() > 0.5
+    assert np.array_equal(RHM([torch.tensor(l) for l in rhm.rules]).rules, TINY.rules)
 
 
 GOOD = np.array([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]])  # V = m = s = 2, L = 1
-UNTRAINED, NET = deep_cnn(4, Level(4, 2, 8, 1.0, 0)), random_network(4, 2, levels=3)
-SENTENCES = TINY.sample(3, 0)[0]
-HALF_NAN = copy.deepcopy(NET)
-HALF_NAN[0].weight.data[0] = math.nan
+NET, SENTENCES = random_network(4, 2, layers=3), TINY.sample(3, 0)[0]
+ZERO = deep_cnn(4, Layer(2, RandomFeatures(8, 4, 1.0, 0), torch.zeros(4, 8)))
 
 
-def train_with(labels=lambda n: np.zeros(n, int), width=2):
-    """Train on a sample of one's own that went wrong."""
-    own = Sealed(TINY)
-    own.sample = lambda n, rng, level: (np.zeros((n, width), int), labels(n))
+def on(tokens, labels=np.zeros):
+    """Train on samples of one's own that went wrong."""
+    own = Sampler(TINY)
+    own.sample = lambda n, rng, level: (np.zeros((n, tokens), int), labels(n, int))
     return train(own, Config())
 
 
-def descend_to(change):
-    """Train with a descent whose W went wrong."""
-    descend = lambda *given: (change(gradient_descent(*given)[0]), torch.zeros(1))
-    return train(TINY, Config(M=16), descend=descend)
+def to(change):
+    """Train with a minimise whose W went wrong."""
+
+    def minimise(*given):
+        return change(gradient_descent(*given)[0]), [0.0]
+
+    return train(TINY, Config(M=16, C=1), minimise=minimise)
 
 
-REFUSED = [
-    (lambda: RHM(GOOD[0]), r"integers \(L, V, m, s\), got int64 of shape \(2, 2, 2\)"),
-    (lambda: RHM(GOOD / 2), r"integers \(L, V, m, s\), got float64"),
-    (lambda: RHM(TINY.rules.swapaxes(1, 2)), r"0..1, got int64 of shape \(3, 2, 4, 2"),
-    (lambda: RHM(GOOD - 1), r"rules \(L, V, m, s\) must lie in 0..1, got int64"),
-    (lambda: RHM([GOOD[0], [[[0, 0], [1, 0]]] * 2]), r"level-2 .* by symbols 0 and 1"),
-    (lambda: RHM.random(4, 0, 2, 1, 0), "sizes >= 1, .* got V = 4, m = 0, s = 2"),
-    (lambda: RHM.random(4, 5, 2, 1, 0), r"V m <= V\^s < 2\^63 .* got V = 4, m = 5"),
-    (lambda: RHM.random(2, 1, 63, 1, 0), r"V m <= V\^s < 2\^63 .* s = 63"),
-    (lambda: RHM.random(2, 1, 2, 32, 0), r"s\^L <= 2\^31 are needed, .* L = 32"),
-    (lambda: TINY.signal(0), "level must be in 1..3, got 0"),
-    (lambda: TINY.transition(4), "level must be in 1..3, got 4"),
-    (lambda: TINY.sample_tree(1, 0, 0), "level must be in 1..3, got 0"),
-    (lambda: TINY.parse(SENTENCES[:, :4]), r"tokens must be \(n, 8\)"),
-    (lambda: NEVER.parse([[0, 1, 0, 0], [0, 1, 1, 0]]), r"1: .* level-2 patch \(1, 0"),
-    (lambda: embed(NET, torch.full((2, 8), -1)), "in 0..3, got torch.int64, -1 to -1"),
-    (lambda: predict(NET, SENTENCES / 1), "in 0..3, got torch.float64"),
-    (lambda: predict(UNTRAINED, [[0, 1]]), "outputs are not finite: in Eq"),
-    (lambda: predict(HALF_NAN, [[1] * 8, [0] * 8]), "outputs are not finite"),
-    (lambda: accuracy(NET[:3], TINY, 9, 0), "2 levels and V = 4, which cannot be leve"),
-    (lambda: diagnose(NET, RHM([GOOD[0]] * 3), 3, 0), "V = 4, .* level 3 of RHM.V=2"),
-    (lambda: network_parse(NET, TINY, np.tile(SENTENCES, 2)), "needs 8 or 8 tokens"),
-    (lambda: train_with(lambda n: np.full(n, 4)), "integers in 0..3, got .* 4 to 4"),
-    (lambda: train_with(lambda n: np.zeros(n)), "integers in 0..3, got torch.float64"),
-    (lambda: train_with(lambda n: np.zeros((n, 4), int)), "strings came with .* label"),
-    (lambda: train_with(width=8), r"level 3: tokens must be \(n, 2\), got"),
-    (lambda: descend_to(lambda W: W[:1]), r"level 3: W .* is not of shape \(4, 32\)"),
-    (lambda: descend_to(lambda W: W * math.inf), "level 3: W has diverged"),
-    (lambda: Config(ridge=-0.5), "ridge must be above 0 and finite, got -0.5"),
-    (lambda: Config(sigma=0), "sigma must be above 0 and finite, got 0"),
-    (lambda: Config(C=math.nan), "C must be above 0 and finite, got nan"),
-    (lambda: Config(seed=-1), "seed must be 0 or more, got -1"),
-]
+REFUSED = {  # what would give a wrong number, and a piece of the one line that says so
+    "shape": (lambda: RHM(GOOD[0]), r"be integers \(L, V, m, s\), got int64"),
+    "float rules": (lambda: RHM(GOOD / 2), "must be integers .*, got float64"),
+    "axes": (lambda: RHM(TINY.rules.swapaxes(1, 2)), "in 0..1, got int64"),
+    "below 0": (lambda: RHM(GOOD - 1), "must lie in 0..1"),
+    "twice": (lambda: RHM([GOOD[0], GOOD[0] * 0]), "the same level-2 patch"),
+    "V m": (lambda: RHM.random(4, 5, 2, 1, 0), r"V m <= V\^s .* got V = 4, m = 5"),
+    "m = 0": (lambda: RHM.random(4, 0, 2, 1, 0), "sizes >= 1, .* got V = 4, m = 0"),
+    "s": (lambda: RHM.random(2, 1, 33, 1, 0), "s <= 32, .* s = 33"),
+    "V^s": (lambda: RHM.random(5, 1, 32, 1, 0), r"< 2\^63, .* V = 5"),
+    "s^L": (lambda: RHM.random(2, 1, 2, 32, 0), r"s\^L <= 2\^31 .* L = 32"),
+    "level 0": (lambda: TINY.signal(0), "level must be in 1..3, got 0"),
+    "level -1": (lambda: TINY.ways(-1), "level must be in 0..3, got -1"),
+    "level 4": (lambda: TINY.sample_tree(1, 0, 4), "level must be in 1..3, got 4"),
+    "length": (lambda: TINY.parse(SENTENCES[:, :4]), r"tokens must be \(n, 8\)"),
+    "no rule": (lambda: NEVER.parse([[0, 1, 1, 0]]), r"the level-2 patch \(1, 0\)"),
+    "token": (lambda: embed(NET, torch.full((2, 8), -1)), r"0..3, .*, \[-1, -1, -1\]"),
+    "float": (lambda: predict(NET, SENTENCES / 1), "in 0..3, got torch.float64"),
+    "one": (lambda: predict(NET, SENTENCES[0]), r"\(n, width\), got \(8,\)"),
+    "0 / 0": (lambda: predict(ZERO, [[0, 1]]), "outputs are not finite: the sum in Eq"),
+    "L": (lambda: accuracy(NET[:3], TINY, 9, 0), r"L = 3 .* s = \[2, 2\]"),
+    "V": (lambda: diagnose(NET, RHM([GOOD[0]] * 3), 3, 0), "V = 2 .* has V = 4"),
+    "s of net": (lambda: accuracy(NET, RHM.random(4, 2, 4, 3, 0), 9, 0), "s = 4 in"),
+    "part": (lambda: read(NET, TINY, 2, SENTENCES[:, :2]), r"\(n, 8\) or \(n, 4\)"),
+    "level ignored": (lambda: on(8), r"level 3 needs tokens \(n, 2\)"),
+    "label": (lambda: on(2, lambda n, _: np.full(n, 4)), r"0..3, .*\[4, 4, 4"),
+    "one label": (lambda: on(2, lambda n, _: np.zeros(1, int)), r"labels \(n,\)"),
+    "column": (lambda: on(2, lambda n, _: np.zeros((n, 1), int)), r"labels .*, 1\)$"),
+    "W": (lambda: to(lambda W: W[:1]), r"layer 3: .*\(4, 32\), got \(1, 32\)"),
+    "inf": (lambda: to(lambda W: W * math.inf), "layer 3: W is not finite"),
+    "ridge": (lambda: Config(ridge=-0.5), "ridge must be above 0 and finite, got -0.5"),
+    "C": (lambda: Config(C=math.nan), "C must be above 0 and finite, got nan"),
+    "seed": (lambda: Config(seed=-1), "seed must be 0 or more, got -1"),
+}
 
 
-@pytest.mark.parametrize("act, says", REFUSED)
+@pytest.mark.parametrize("act, says", REFUSED.values(), ids=REFUSED)
 def test_what_would_give_a_wrong_number_is_refused_in_one_line(act, says):
     with pytest.raises(ValueError, match=says) as refusal:
         act()
     assert "\n" not in str(refusal.value)
 
 
-def test_the_command_line_refuses_in_one_line(tmp_path, monkeypatch, capsys):
-    """Exit code 2 and one line, before training; no file is left."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tl, "run", None)  # nothing is trained
-    for options, says in (
-        ("--figure=new.txt", "figure must be a .png, .pdf or .svg"),
-        ("--figure=new/a.png", "figure must be a .png, .pdf or .svg in a folder"),
-        ("--f=kernel.json", "unrecognized arguments"),
-        ("--m=5 --V=2", "V m <= V^s < 2^63"),
-        ("--seed=-1", "seed must be 0 or more"),
-        ("--L=10", "GB"),
-        ("--V=2 --m=1 --L=22", "GB"),
-        ("--device=nowhere", ""),
-        ("--device=cuda:99", ""),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            tl.main(options.split())
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and says in error and error.count("\n") == 1
-    assert not [*tmp_path.iterdir()]
-
-
-def test_main_prints_both_parses_and_which_symbols_cannot_be_told_apart(
-    tmp_path, monkeypatch, capsys
-):
-    """Sizes, sampler and seed arrive.  The random streams of data, features, three
-    diagnoses and test are [seed, 1] to [seed, 4]; a shared one would break it."""
-    drawn = lambda k: RHM.random(4, 3, 2, 3, k, uniform_first_token=False)
-    seed = next(k for k in itertools.count(1) if drawn(k).assumption_6_failures())
-    rhm, streams, default_rng = drawn(seed), set(), np.random.default_rng
-
-    def record(seed):
-        if isinstance(seed, list):
-            streams.add(tuple(seed))
-        return default_rng(seed)
-
-    monkeypatch.setattr(np.random, "default_rng", record)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
-    # A handful of samples: nothing is learned, and the two parses differ.
-    options = "--V=4 --m=3 --L=3 --C=0.002 --M=16 --sampler=cagnetta --figure=~/a.png"
-    tl.main([*options.split(), f"--seed={seed}"])
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    expected = (1,), (2,), (3, 3), (3, 2), (3, 1), (4,)
-    assert streams == {(seed, *stream) for stream in expected}
-    out = capsys.readouterr().out
-    assert f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}\n" in out
-    assert "\n".join(rhm.assumption_6_failures()) in out
-    read, parsed = (  # from lines such as "level 1  network  2       0"
-        [[int(nu) for nu in row.split()] for row in re.findall(f"  {name}  (.*)", out)]
-        for name in ("network", "grammar")
-    )
-    assert parsed == [row[0].tolist() for row in rhm.parse(np.array([parsed[3]]))]
-    assert read != parsed and read[3] == parsed[3]
+def test_a_setting_cannot_be_changed_in_silence():
+    """config.M = 16 would be accepted, and config.lambda_W = 1 ignored."""
+    with pytest.raises(AttributeError):
+        Config().M = 16
+    with pytest.raises(TypeError):
+        Config(lambda_W=1)

@@ -1,15 +1,15 @@
 """Layerwise training of a deep CNN on a random hierarchy model (Section 2.3).
 
-`python train_layerwise.py` trains on sentences and labels alone, and compares every
-level with the exact theory afterwards.  Below: the algorithm, what it calls in the
-order of the calls, measurements, the program with its picture.
+`python train_layerwise.py` trains on sentences and labels alone, and compares the
+outputs of every layer with the exact q afterwards.  Below: the algorithm, what it calls
+in the order of the calls, measurements, the program with its picture.
 """
 
 import argparse
 import math
 import time
 from collections import namedtuple
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +17,36 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from model import CHUNK, Level, as_symbols, deep_cnn, distinct, embed
-from rhm import RHM, typical_signal
+from model import CHUNK, Layer, RandomFeatures, as_symbols, deep_cnn
+from model import distinct, embed, predict
+from rhm import RHM
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
-    """The learner's settings, chosen by trial; the proof's are others.
+    """The learner's settings, chosen by trial (experiments/README.md), not the proof's.
 
-    Both are in experiments/README.md.  ValueError unless the numbers are above 0 and
-    finite, and the seed is 0 or more.
+    C            N^(l) = C s L V m m^l samples for level l, see sample_size
+    M            random frequencies per layer
+    ridge        lambda_W = ridge / (V m), see schedule
+    sigma_ratio  sigma in units of typical_distance
+    eps          only sets the number of steps T, see schedule
+    seed         of data and features, and of the command line's grammar
+    device       cpu or cuda
+
+    ValueError unless the numbers are above 0 and finite, and the seed is 0 or more.
     """
 
-    C: float = 2.5  # samples: N^(l) = C s L V m m^l for level l
-    M: int = 256  # random frequencies per level
-    ridge: float = 0.01  # lambda_W = ridge / (V m); the proof has 1
-    sigma: float = 0.5  # bandwidth of the features, in units of typical_distance
-    eps: float = 0.01  # sets the steps T only; errors come from N, M and sigma
-    seed: int = 0  # of data and features, and of the command line's grammar
-    device: str = "cpu"  # or "cuda"
+    C: float = 10.0
+    M: int = 256
+    ridge: float = 0.01
+    sigma_ratio: float = 0.5
+    eps: float = 0.01
+    seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self):
-        for name in ("C", "M", "ridge", "sigma", "eps"):
+        for name in ("C", "M", "ridge", "sigma_ratio", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 got = f"got {getattr(self, name)}"
                 raise ValueError(f"{name} must be above 0 and finite, {got}")
@@ -46,49 +54,42 @@ class Config:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
 
-Stage = namedtuple("Stage", "level N strings sigma losses")
-BLOCK = 2**20  # sentences drawn at a time
+Stage = namedtuple("Stage", "level N sigma losses")
 
 
-def train(rhm, config, report=None, descend=None):
+def train(rhm, config, report=None, *, features=RandomFeatures, minimise=None):
     """The training algorithm of Section 2.3; returns (net, stages).
 
-    Bottom up, each level learns to predict the *label* from the first patch of fresh
-    sentences, embedded by the levels below.  The first patch is enough: the rules are
-    the same at every place.  The levels above are ignored, as if a residual link led to
-    the output.
+    Layers L, L-1, ..., 1 learn in turn to predict the *label* from the first patch of
+    fresh sentences, as the frozen layers below see it.  The best prediction of a
+    one-hot label under squared loss is q_mu.  Synonyms share q, and other patches have
+    another (Assumption 6), so the output tells the symbol that generated the patch.
+    First patches are enough, since the rules are the same at every place.
 
-    rhm is anything with V, m, s, L and sample(n, rng, level) as in RHM.sample, which
-    brings fresh sentences at every call.  report(net, stage) is called after a level; a
-    Stage has its level, N samples, how many different strings of leaves are among them,
-    sigma, and the losses.  descend replaces gradient_descent.  ValueError for what is
-    wrong in the samples or in the W of descend.
+    rhm: anything with V, m, s, L and sample(n, rng, level), which brings fresh
+        sentences at every call, as RHM.sample does; rng is a Generator.
+    report(net, stage): called after each layer.
+    features(dim, M, sigma, rng): a torch module (..., dim) -> (..., K), dim = s V, with
+        ||x|| <= 1 (for eta), nearly equal within sigma and nearly orthogonal beyond.
+    minimise(covariance, correlation, lambda_W, eta, T): in place of gradient_descent.
+    ValueError for wrong samples and for a wrong W.
     torch.set_num_threads(1) is faster, and far faster beside a busy program.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
-    # Two independent streams of random numbers:
-    data_rng, feature_rng = (np.random.default_rng([config.seed, k]) for k in (1, 2))
+    data_rng = np.random.default_rng([config.seed, 1])  # independent streams
+    feature_rng = np.random.default_rng([config.seed, 2])
     lambda_W, eta, T = schedule(V, m, config.ridge, config.eps)
+    minimise = minimise or gradient_descent  # below
     net, stages = deep_cnn(V).to(config.device), []
     for l in range(L, 0, -1):
-        # Section 4.2: N ~ m^l, so that the error of q^, about (V m / N)^(1/2), falls as
-        # m^(-l/2), like the bound of Assumption 6.  It prints (V m)^2 for our V m.
-        N = math.ceil(config.C * s * L * V * m * m**l)
-        strings, counts = draw(rhm, N, data_rng, l)  # of leaves under the first patch
-        h = embed(net, strings)  # (U, s, V): one patch per string
-        shares = (counts / counts.sum()).to(h)  # (U, V), they sum to 1
-        sigma = config.sigma * typical_distance(h, shares)
-        level = Level(V, s, config.M, sigma, feature_rng).to(h.device)
-        covariance, correlation = averages(level, h, shares)
-        minimise = descend or gradient_descent
+        sigma = config.sigma_ratio * typical_distance(net, rhm, data_rng, l)
+        phi = features(s * V, config.M, sigma, feature_rng).to(config.device)
+        N = sample_size(rhm, config.C, l)
+        covariance, correlation, N = averages(net, phi, rhm, N, data_rng, l)
         W, losses = minimise(covariance, correlation, lambda_W, eta, T)
-        if W.shape != level.W.shape or not W.isfinite().all():
-            shape = tuple(level.W.shape)
-            raise ValueError(f"level {l}: W has diverged, or is not of shape {shape}")
-        level.W.data.copy_(W.detach())
-        net.append(level)
-        losses = losses.detach().cpu().numpy()
-        stages.append(Stage(l, int(counts.sum()), len(strings), sigma, losses))
+        W, losses = checked(W, losses, correlation, l)
+        net.append(Layer(s, phi, W))
+        stages.append(Stage(l, N, sigma, losses))
         if report:
             report(net, stages[-1])
     return net, stages
@@ -98,222 +99,231 @@ def train(rhm, config, report=None, descend=None):
 
 
 def schedule(V, m, ridge, eps, kappa=1):
-    """lambda_W, the step eta, and the number of steps T (Lemmas 14, 15, 17).
-
-    lambda_W is 1 / |P_l| in the proof, where different x_mu are nearly orthogonal.
-    Ours overlap, and a large ridge would leave the q of close patches mixed.
-    eta: the curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], since ||x|| = 1.
-    The best constant step is 2 / (smallest + largest).  Lemma 15 prints a larger one,
-    2 |P_l| / (|P_l| + 1) = 2 / (1 + lambda_W), at which the largest does not shrink.
-    T = |P_l| log(100 |P_l| kappa sqrt(V) / eps) is enough for ridge 1.  With a smaller
-    one the flattest directions have not converged by then, which does little harm.
-    kappa: a learner does not know it, and assumes 1.
-    """
+    """lambda_W, the step eta, and the number of steps T (Lemmas 14, 15, 17)."""
     P = V * m  # |P_l|, the number of patches of every level
+    # The proof has ridge = 1, and nearly orthogonal x of different patches.  Ours
+    # overlap, and a large ridge would leave the q of close patches mixed.
     lambda_W = ridge / P
+    # The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], since ||x|| <= 1.  If
+    # no more is known, the best constant step is 2 / (smallest + largest).  Lemma 15
+    # prints 2 / (1 + lambda_W): along a curvature of 1 + lambda_W, W would only swing.
+    eta = 2 / (1 + 2 * lambda_W)
+    # Lemma 17's, for ridge = 1 and errors of eps; a learner does not know kappa.  With
+    # a smaller ridge the flattest directions of Eq. (3) stay unfinished.
     T = math.ceil(P * math.log(100 * P * kappa * math.sqrt(V) / eps))
-    return lambda_W, 2 / (1 + 2 * lambda_W), max(1, T)  # with T = 0 the output is 0 / 0
+    return lambda_W, eta, max(1, T)
 
 
-def draw(rhm, N, rng, level):
-    """Draw N fresh sentences: their different strings (U, width), and counts (U, V).
+def typical_distance(net, rhm, rng, l):
+    """Root mean square distance of two random embeddings that layer l reads.
 
-    As `tally` below, but a block at a time (efficiency only): memory grows with the
-    different strings, not with N.  rng: a NumPy Generator.  ValueError when the sampler
-    ignores `level`.
+    Lemma 10 wants sigma in proportion to the smallest distance between two symbols.  A
+    learner does not know that, but can measure a typical one, on 1,000 sentences
+    without their labels.
     """
-    width = rhm.s ** (rhm.L - level + 1)
-    strings = torch.empty((0, width), dtype=torch.int64)
-    counts = torch.empty((0, rhm.V), dtype=torch.int64)
-    for start in range(0, N, BLOCK):
-        tokens, labels = rhm.sample(min(BLOCK, N - start), rng, level)
-        if tokens.shape[1:] != (width,):
-            got = f"got {tuple(tokens.shape)}"
-            raise ValueError(f"level {level}: tokens must be (n, {width}), {got}")
-        more_strings, more_counts = tally(tokens, labels, rhm.V)
-        strings, number = distinct(torch.cat([strings, more_strings]))
-        both = torch.cat([counts, more_counts])
-        counts = both.new_zeros(len(strings), rhm.V).index_add(0, number, both)
-    return strings, counts
+    n = max(1, min(1000, NUMBERS // rhm.s ** (rhm.L - l + 1)))
+    tokens, _ = draw(rhm, n, rng, l)
+    h = embed(net, tokens).flatten(0, 1)  # (n s, V)
+    # For independent h and h', E ||h - h'||^2 is twice the variance E ||h - E h||^2.
+    variance = (h - h.mean(0)).square().sum(1).mean()
+    return math.sqrt(2 * variance) or 1.0  # if all tokens are equal, any sigma will do
 
 
-def tally(tokens, labels, V):
-    """The different strings, and how often each came with each label.
+def draw(rhm, n, rng, l):
+    """rhm.sample, checked: tokens (n, s^(L-l+1)), labels (n,), as int64 tensors."""
+    tokens, labels = (as_symbols(a, rhm.V) for a in rhm.sample(n, rng, l))
+    width = rhm.s ** (rhm.L - l + 1)
+    if labels.ndim != 1 or tokens.shape != (len(labels), width):
+        got = f"got {tuple(tokens.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"level {l} needs tokens (n, {width}) and labels (n,), {got}")
+    return tokens, labels
 
-    Equal strings have equal x.  So Eq. (3) depends on these counts only.  The shares of
-    the labels within a row estimate q (Lemma 18).
-    tokens (N, width), labels (N,) -> strings (U, width), counts (U, V).  ValueError
-    unless tokens and labels are integers in 0..V-1, one label per string.
+
+def sample_size(rhm, C, l):
+    """N^(l) = C s L V m m^l, the number of samples of level l (Section 4.2).
+
+    Of N samples N / (V m) show a given patch, so the error of its q is about
+    (V m / N)^(1/2).  With N in proportion to m^l it falls as m^(-l/2), as the distance
+    of two q does in Assumption 6.  s L is the paper's; its N has (V m)^2 for our V m.
     """
-    tokens, labels = as_symbols(tokens, V), as_symbols(labels, V).flatten()
-    if len(labels) != len(tokens):
-        raise ValueError(f"{len(tokens)} strings came with {len(labels)} labels")
-    strings, number = distinct(tokens)
-    counts = torch.bincount(number * V + labels, minlength=len(strings) * V)
-    return strings, counts.view(-1, V)
+    return math.ceil(C * rhm.s * rhm.L * rhm.V * rhm.m * rhm.m**l)
 
 
-def typical_distance(h, shares):
-    """Root mean square distance of the embeddings of two random tokens, for sigma.
+BLOCK = 2**20  # sentences drawn at a time, so that memory does not grow with N
+NUMBERS = 2**24  # tokens, or counts of labels, in such a block
 
-    Lemma 10 wants sigma in proportion to the smallest distance between two symbols,
-    which a learner does not know.  It can measure a typical one.  Above the bottom the
-    tokens of level l are outputs of level l + 1: near typical_signal(V, m, l + 1).
-    h: patches (U, s, V), weighed by shares (U, V).
+
+@torch.no_grad()
+def averages(net, phi, rhm, N, rng, l):
+    """The two averages of Eq. (3), E^[x x^T] and E^[e_zeta x^T], and how many came.
+
+    N fresh sentences have first level-l patches with features x (N, K), and one-hot
+    labels e (N, V).  The averages, (K, K) and (V, K), are
+
+        x.T @ x / N    and    e.T @ x / N
+
+    Sentences are drawn a block at a time.  Equal strings of tokens have equal x: this
+    is computed once and counted with each of its labels.
     """
-    weights = shares.sum(1)  # (U,)
-    mean = (weights @ h.flatten(1)).view(h.shape[1:]).mean(0)  # E h, (V,)
-    variance = weights @ (h - mean).square().sum(2).mean(1)  # E ||h - E h||^2
-    # E ||h - h'||^2 is twice that.  If all tokens are equal, any sigma will do.
-    return math.sqrt(2 * variance) or 1.0
-
-
-def averages(level, h, shares):
-    """The two averages of Eq. (3): E^[x x^T], (2M, 2M), and E^[e_zeta x^T], (V, 2M).
-
-    h: patches (U, s, V); shares (U, V): how often each came with each label.
-    """
-    covariance, correlation = 0, 0
-    for patches, p in zip(h.split(CHUNK), shares.split(CHUNK)):
-        x = level.patch_embedding(patches.flatten(1))  # (u, 2M)
-        covariance += x.T @ (p.sum(1, keepdim=True) * x)
-        correlation += p.T @ x  # Eq. (8) is its expectation over samples
-    return covariance, correlation
+    rng = np.random.default_rng(rng)  # a seed would draw the same block every time
+    V, width = rhm.V, rhm.s ** (rhm.L - l + 1)
+    block = max(1, min(BLOCK, NUMBERS // max(width, V)))
+    covariance, correlation, total = 0, 0, 0
+    for start in range(0, N, block):
+        tokens, labels = draw(rhm, min(block, N - start), rng, l)
+        strings, number = distinct(tokens)  # (U, width), (n,)
+        # With V = 3, string 2 with label 1 is counted at 2 * 3 + 1:
+        counts = torch.bincount(number * V + labels, minlength=len(strings) * V)
+        h = embed(net, strings).flatten(1)  # (U, s V): one patch per string
+        counts = counts.view(-1, V).to(h)  # (U, V)
+        for patches, c in zip(h.split(CHUNK), counts.split(CHUNK)):
+            x = phi(patches)  # (u, K)
+            covariance += x.T @ (c.sum(1, keepdim=True) * x)
+            correlation += c.T @ x
+        total += len(tokens)
+    return covariance / total, correlation / total, total
 
 
 def gradient_descent(covariance, correlation, lambda_W, eta, T):
     """T steps of gradient descent on Eq. (3) from W = 0 (Section 2.3, Lemma 15).
 
-    covariance: E^[x x^T], not centred, (2M, 2M); correlation: E^[e_zeta x^T], (V, 2M).
-    Returns W (V, 2M), and the loss before every step, (T,).
+    covariance: E^[x x^T], not centred, (K, K); correlation: E^[e_zeta x^T], (V, K).
+    Returns W (V, K), and the loss before every step, (T,).
     """
     W = torch.zeros_like(correlation)
     losses = W.new_empty(T)
     for t in range(T):
-        gradient = W @ covariance - correlation + lambda_W * W
-        # Eq. (3) multiplied out, with ||e_zeta|| = 1, is
-        # 1/2 - <W, correlation> + <W, W covariance + lambda_W W> / 2, and so
-        losses[t] = 0.5 + 0.5 * (W * (gradient - correlation)).sum()
-        W = W - eta * gradient
+        # Eq. (3) is E^||e - W x||^2 / 2 + lambda_W ||W||^2 / 2.  Multiplied out, with
+        # ||e|| = 1, it is 1/2 - <W, E^[e x^T]> + <W, W E^[x x^T] + lambda_W W> / 2.
+        WA = W @ covariance + lambda_W * W
+        losses[t] = 0.5 + (W * (WA / 2 - correlation)).sum()
+        W = W - eta * (WA - correlation)
     return W, losses
+
+
+def checked(W, losses, correlation, l):
+    """W and losses as train needs them: a minimise of one's own may return arrays,
+    lists, tensors with gradients.  ValueError for a W of wrong shape or not finite."""
+    W, losses = (torch.as_tensor(a).detach().to(correlation) for a in (W, losses))
+    if W.shape != correlation.shape:
+        shapes = f"{tuple(correlation.shape)}, got {tuple(W.shape)}"
+        raise ValueError(f"layer {l}: W must be of shape {shapes}")
+    if not W.isfinite().all():
+        raise ValueError(f"layer {l}: W is not finite: it has diverged")
+    return W, losses.cpu().numpy()
 
 
 # ---- Measurements, not in the paper: they look at the grammar, after the fact --------
 
 
-def predict(net, tokens):
-    """Outputs of the network, (n, width / s^k, V) after k levels, float64.
+def read(net, rhm, level, tokens):
+    """What layer `level` makes of every patch of its level in tokens (n, width).
 
-    tokens: integers (n, width).  ValueError where an output is not finite.
+    Returns its outputs (n, patches, V); the distances ||output - q|| to the q of all V
+    symbols of level - 1, (n, patches, V), inf for a symbol that is never first; and the
+    symbols with the nearest q, (n, patches).
     """
-    outputs = embed(net, tokens)
-    if not outputs.isfinite().all():
-        raise ValueError("outputs are not finite: in Eq. (2) the sum of W x is 0")
-    return outputs.cpu().double().numpy()
+    check_that_they_fit(net, rhm, level, tokens)
+    up_to_this_layer = net[: rhm.L - level + 2]  # net[1] is layer L
+    outputs, q = predict(up_to_this_layer, tokens), rhm.label_posterior(level)
+    rows = torch.from_numpy(outputs).flatten(0, 1)
+    distances = torch.cdist(rows, torch.from_numpy(q)).numpy().reshape(outputs.shape)
+    distances[..., np.isnan(q[:, 0])] = math.inf
+    return outputs, distances, distances.argmin(2)
 
 
-def outputs_of_level(net, rhm, level, tokens):
-    """predict by the levels L, L - 1, ..., level of a network, without those above.
-
-    tokens: whole sentences, or the leaves under first patches of that level.
-    ValueError for other lengths, and for a network of other sizes.
-    """
-    depth, needed = len(net) - 1, rhm.L - level + 1
-    if net[0].num_embeddings != rhm.V or not needed <= depth <= rhm.L:
-        have = f"the network has {depth} levels and V = {net[0].num_embeddings}"
-        raise ValueError(f"{have}, which cannot be level {level} of {rhm}")
-    whole, part = rhm.s**rhm.L, rhm.s**needed
-    if len(tokens[0]) not in (whole, part):
-        got = f"got {len(tokens[0])}"
-        raise ValueError(f"level {level} needs {whole} or {part} tokens, {got}")
-    return predict(net[: 1 + needed], tokens)
-
-
-def distances_to_q(net, rhm, level, tokens):
-    """||output - q|| for every output of a level and q of every symbol of level - 1.
-
-    (n, width, V): one distance per symbol, inf for a symbol that is never first.
-    """
-    outputs, q = outputs_of_level(net, rhm, level, tokens), rhm.label_posterior(level)
-    rows = torch.from_numpy(outputs.reshape(-1, rhm.V))
-    to_q = torch.cdist(rows, torch.from_numpy(q)).numpy()
-    to_q[:, np.isnan(q[:, 0])] = math.inf
-    return to_q.reshape(outputs.shape)
+def check_that_they_fit(net, rhm, level, tokens):
+    """ValueError for a network of another V, s or L, and for sentences of a length that
+    is neither s^L nor that of one level-`level` patch, s^(L-level+1)."""
+    V, s, L = rhm.V, rhm.s, rhm.L
+    net_V, net_s = net[0].num_embeddings, [layer.s for layer in net[1:]]
+    if net_V != V or any(k != s for k in net_s) or not L - level < len(net_s) <= L:
+        needed = f"layer {level} of L = {L} needs V = {V} and s = {s} in all layers"
+        raise ValueError(f"{needed}, the network has V = {net_V} and s = {net_s}")
+    whole, part = s**L, s ** (L - level + 1)
+    if np.shape(tokens)[1:] not in ((whole,), (part,)):
+        needed = f"layer {level} needs tokens (n, {whole}) or (n, {part})"
+        raise ValueError(f"{needed}, got {np.shape(tokens)}")
 
 
 def network_parse(net, rhm, tokens):
     """Sentences (n, d) as the network reads them, in the form of RHM.parse.
 
-    A patch counts as the symbol with the q nearest to its output.  It is the right one
-    if the error is below rho / 2; two symbols with the same q look alike.
+    A patch counts as the symbol with the q nearest to its output.  Below an error of
+    rho / 2 this is surely the right one.  Two symbols with the same q look alike.
     """
-    levels = range(1, rhm.L + 1)
-    read = [distances_to_q(net, rhm, l, tokens).argmin(2) for l in levels]
-    return [*read, np.asarray(tokens)]
+    layers = range(1, rhm.L + 1)
+    return [*(read(net, rhm, l, tokens)[2] for l in layers), np.asarray(tokens)]
 
 
 def diagnose(net, rhm, level, rng, n=10_000):
-    """Compare a level's outputs for n fresh first patches with q.
+    """Compare the outputs of layer `level` for n fresh first patches with q.
 
     Returns the errors ||output - q_mu||, (n,), those of Lemma 17, and the share of
-    outputs whose nearest q is their own.
+    patches whose symbol is found: its q is the nearest.
     """
     tree = rhm.sample_tree(n, rng, level)
     symbol = tree[level - 1][:, 0]
-    to_q = distances_to_q(net, rhm, level, tree[-1])[:, 0]  # (n, V)
-    return to_q[np.arange(n), symbol], float((to_q.argmin(1) == symbol).mean())
+    _, distances, nearest = read(net, rhm, level, tree[-1])
+    errors = distances[np.arange(n), 0, symbol]
+    return errors, float((nearest[:, 0] == symbol).mean())
 
 
 def accuracy(net, rhm, n, rng):
     """Share of n fresh sentences whose label is the argmax (Section 2.2)."""
-    tokens, labels = rhm.sample(n, rng)
-    guesses = outputs_of_level(net, rhm, 1, tokens)[:, 0].argmax(1)
-    return float((guesses == np.ravel(labels)).mean())
+    tokens, labels = draw(rhm, n, np.random.default_rng(rng), 1)
+    check_that_they_fit(net, rhm, 1, tokens)
+    guesses = predict(net, tokens)[:, 0].argmax(1)
+    return float((guesses == labels.numpy()).mean())
 
 
 # ---- The program ---------------------------------------------------------------------
 
 
-def run(rhm, config):
-    """Train, measure, print; returns net, stages, and what diagnose found as errors."""
+def run(rhm, config, **choices):
+    """Train, measure, print; returns net, stages, and the errors of every layer.
+
+    choices: the features and minimise of train.
+    """
     start, all_errors = time.perf_counter(), []
+    V, m, s, L, M = rhm.V, rhm.m, rhm.s, rhm.L, config.M
+    N = sum(sample_size(rhm, config.C, l) for l in range(1, L + 1))
+    print(f"V={V} m={m} s={s} L={L}, seed {config.seed}", end="; ")
+    print(f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}; {N} training sentences")
+    warnings = rhm.assumption_6_failures()
+    if 2 * M < V * m and "features" not in choices:
+        warnings += [f"fewer features (2M = {2 * M}) than patches (V m = {V * m})"]
+    header = "layer   samples    rho/2  median error  largest error    found"
+    print(*warnings, header, sep="\n", flush=True)
     n = max(1, min(10_000, 2**22 // rhm.d))  # fewer where sentences are very long
-    print(f"V={rhm.V} m={rhm.m} s={rhm.s} L={rhm.L}, seed {config.seed}", end="; ")
-    print(f"kappa = {rhm.kappa:.4g}, K_rho = {rhm.K_rho:.4g}")
-    header = "level   samples  strings    sigma      rho   median  largest  nearest"
-    print(*rhm.assumption_6_failures(), header, sep="\n")
 
     def report(net, stage):
         l = stage.level
-        errors, nearest = diagnose(net, rhm, l, [config.seed, 3, l], n)
+        errors, found = diagnose(net, rhm, l, [config.seed, 3, l], n)
         all_errors.append(errors)
-        print(
-            f"{l:5} {stage.N:9} {stage.strings:8} {stage.sigma:8.4f} "
-            f"{rhm.signal(l):8.4f} {np.median(errors):8.4f} {errors.max():8.4f} "
-            f"{100 * nearest:7.2f}%",
-            flush=True,
-        )
+        row = f"{l:5} {stage.N:9} {rhm.signal(l) / 2:8.4f} {np.median(errors):13.4f}"
+        print(f"{row} {errors.max():14.4f} {100 * found:7.2f}%", flush=True)
 
-    net, stages = train(rhm, config, report)
+    net, stages = train(rhm, config, report, **choices)
     rng = np.random.default_rng([config.seed, 4])
     share, tokens = accuracy(net, rhm, n, rng), rhm.sample(1, rng)[0]
-    read, parsed = network_parse(net, rhm, tokens), rhm.parse(tokens)
+    seen, parsed = network_parse(net, rhm, tokens), rhm.parse(tokens)
     sentence = "The first 16 tokens of a sentence" if rhm.d > 16 else "A fresh sentence"
-    print("\nLevel l of the network finds the symbols of level l - 1.")
-    print(f"{sentence} as the network reads it, and as the grammar parses it:")
-    for l in range(rhm.L + 1):
-        columns = 4 * rhm.s ** (rhm.L - l)  # a symbol stands above its first token
-        for name, tree in ("network", read), ("grammar", parsed):
-            symbols = "".join(f"{nu:<{columns}}" for nu in tree[l][0])
-            print(f"level {l}  {name}  {symbols[:64].rstrip()}")
-    N, seconds = sum(stage.N for stage in stages), time.perf_counter() - start
+    print(f"\n{sentence} as the network reads it, and as the grammar parses it:")
+    trees = ("network", seen), ("grammar", parsed)
+    rows = [(l, name, tree[l]) for l in range(L) for name, tree in trees]
+    for l, name, symbols in [*rows, (L, "tokens ", tokens)]:
+        columns = 4 * s ** (L - l)  # a symbol stands above its first token
+        text = "".join(f"{nu:<{columns}}" for nu in symbols[0])
+        print(f"level {l}  {name}  {text[:64].rstrip()}")
+    seconds = time.perf_counter() - start
     print(f"\n{100 * share:.2f}% of {n} fresh sentences right", end=" ")
-    print(f"(chance {100 / rhm.V:.2f}%), {N} training sentences, {seconds:.1f} s")
+    print(f"(chance {100 / V:.2f}%), {seconds:.1f} s")
     return net, stages, all_errors
 
 
 def plot(net, rhm, stages, all_errors):
-    """Synonyms collapse; losses; signal and error.  Returns the matplotlib Figure.
+    """Synonyms collapse; losses; errors and rho / 2.  Returns the matplotlib Figure.
 
     net, stages and all_errors as run returns them.
     """
@@ -322,95 +332,63 @@ def plot(net, rhm, stages, all_errors):
     axes, rng = top.subplots(1, rhm.L, squeeze=False)[0], np.random.default_rng(0)
     levels = [stage.level for stage in stages]
     for ax, level in zip(axes, levels):
-        # One random string under each of the V m patches, sorted by symbol, as
-        # sample_tree draws them:
-        tokens = rhm.rules[level - 1].reshape(-1, rhm.s)
-        for rules in rhm.rules[level:]:
-            choice = rng.integers(rhm.m, size=tokens.shape)
-            tokens = rules[tokens, choice].reshape(len(tokens), -1)
-        outputs = torch.from_numpy(outputs_of_level(net, rhm, level, tokens)[:, 0])
+        tokens = rhm.rules[level - 1].reshape(-1, rhm.s)  # all V m patches, by symbol
+        for l in range(level, rhm.L):
+            tokens = rhm.rewrite(tokens, l, rng)  # and a random string under each
+        outputs = torch.from_numpy(read(net, rhm, level, tokens)[0][:, 0])
         distances = torch.cdist(outputs, outputs).numpy()  # (V m, V m)
         ax.imshow(distances / max(distances.max(), 1e-12), cmap="cividis")
-        ax.set(title=f"outputs of level {level}", xticks=[], yticks=[])
+        ax.set(title=f"outputs of layer {level}", xticks=[], yticks=[])
     axes[0].set_ylabel(f"{rhm.V} symbols x {rhm.m} synonyms")
     top.colorbar(axes[0].images[0], ax=axes, shrink=0.7, label="distance / largest")
 
     left, right = bottom.subplots(1, 2)
     for stage, color in zip(stages, colormaps["viridis"](np.linspace(0, 0.9, rhm.L))):
         steps = np.arange(1, len(stage.losses) + 1)
-        left.plot(steps, stage.losses, color=color, label=f"level {stage.level}")
-    left.set(title="loss of every stage, Eq. (3)", xscale="log")
+        left.plot(steps, stage.losses, color=color, label=f"layer {stage.level}")
+    left.set(title="training loss of every layer, Eq. (3)", xscale="log")
     left.set(xlabel="gradient step", ylabel="loss before the step")
     for label, style, values in (
-        ("signal rho", "C0o-", [rhm.signal(l) for l in levels]),
-        ("typical signal", "C0:", [typical_signal(rhm.V, rhm.m, l) for l in levels]),
+        ("rho / 2", "C0o-", [rhm.signal(l) / 2 for l in levels]),
         ("largest error", "C1s-", [errors.max() for errors in all_errors]),
         ("median error", "C1s--", [np.median(errors) for errors in all_errors]),
-        ("Proposition 19", "k-.", [(20 * rhm.m) ** (-(l - 1) / 2) for l in levels]),
     ):
-        drawn = [v if 0 < v < math.inf else math.nan for v in values]  # on a log scale
-        right.plot(levels, drawn, style, label=label)
-    right.set(title="signal and error", yscale="log", xticks=levels)
-    right.set(xlabel="level (trained from left to right)")
-    right.set(ylabel="distance of two q, or of output and q")
+        right.plot(levels, values, style, label=label)
+    right.set_yscale("log", nonpositive="mask")
+    right.set(title="errors ||output - q||", xticks=levels, ylabel="distance")
+    right.set(xlabel="layer (trained from left to right)")
     right.invert_xaxis()
     for ax in (left, right):
         ax.legend(fontsize="small")
     return figure
 
 
-def gigabytes(V, m, s, L, C):
-    """About how much memory the samples of a run take; the largest level counts."""
-    numbers = []
-    for l in range(1, L + 1):
-        N, width = C * s * L * V * m * m**l, s ** (L - l + 1)
-        choices = sum(s**k for k in range(L - l + 1))  # of rules, from nu to its leaves
-        strings = min(N, V * m ** min(choices, 64))
-        table = strings * (width + V + 2 * s * V)  # strings, counts, h and its copies
-        # And a block of sentences: tokens, chosen rules, numbers of the rules.
-        numbers.append(table + 3 * width * min(N, BLOCK))
-    return 8e-9 * max(numbers)  # 8 bytes for each number
-
-
 def main(argv=None):
-    """Train, print, draw, on one thread.  A wrong option ends in one line."""
+    """Train, print, draw, on one thread.  A wrong option ends before training."""
     parser = argparse.ArgumentParser(
-        description="Train a deep CNN layer by layer on a random hierarchy model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        usage=argparse.SUPPRESS,  # an error is one line
+        description="Train a deep CNN layer by layer on a random hierarchy model:\n"
+        "V symbols per level, m rules per symbol, s symbols per patch, L levels.",
+        epilog=Config.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for name, default, text in (
-        ("V", 16, "symbols of every level"),
-        ("m", 4, "rules per symbol"),
-        ("s", 2, "tokens per patch"),
-        ("L", 4, "levels, for s^L tokens"),
-        ("C", Config.C, "samples: C s L V m m^l for level l"),
-        ("M", Config.M, "random frequencies per level"),
-        ("ridge", Config.ridge, "lambda_W in units of 1 / (V m)"),
-        ("sigma", Config.sigma, "bandwidth, in typical distances of two tokens"),
-        ("eps", Config.eps, "target error, sets the number of steps"),
-        ("seed", Config.seed, "of grammar, data and features"),
-        ("device", Config.device, "cpu or cuda"),
-        ("figure", "layerwise.png", "a .png, .pdf or .svg"),
-    ):
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-    samplers = dict(choices=("appendix_B", "cagnetta"), default="appendix_B")
-    parser.add_argument("--sampler", **samplers, help="of the rules")
+    sizes, settings = dict(V=16, m=4, s=2, L=4), asdict(Config())
+    for name, default in {**sizes, **settings, "figure": "layerwise.png"}.items():
+        about = dict(type=type(default), help=f"default: {default}")
+        parser.add_argument(f"--{name}", default=default, **about)
+    samplers = "appendix_B", "cagnetta"
+    parser.add_argument("--sampler", choices=samplers, default="appendix_B")
     options = parser.parse_args(argv)
-    sizes = options.V, options.m, options.s, options.L
     path = Path(options.figure).expanduser()
     try:
-        if path.suffix not in (".png", ".pdf", ".svg") or not path.parent.is_dir():
+        known = path.suffix in (".png", ".pdf", ".svg")
+        if not known or not path.parent.is_dir() or path.is_dir():
             raise ValueError(f"figure must be a .png, .pdf or .svg in a folder: {path}")
-        names = "C", "M", "ridge", "sigma", "eps", "seed", "device"
-        config = Config(*(getattr(options, name) for name in names))
+        config = Config(**{name: getattr(options, name) for name in settings})
         torch.zeros(1, device=config.device)  # an error if it cannot be used
+        sizes = {name: getattr(options, name) for name in sizes}
         uniform = options.sampler == "appendix_B"
-        rhm = RHM.random(*sizes, config.seed, uniform_first_token=uniform)
-        needed = gigabytes(*sizes, config.C)
-        if needed > 6:
-            raise ValueError(f"this would need {needed:.0f} GB, more than 6")
+        rhm = RHM.random(**sizes, rng=config.seed, uniform_first_token=uniform)
     except (ValueError, RuntimeError, AssertionError) as error:
         parser.error(str(error).splitlines()[0])
     torch.set_num_threads(1)

@@ -15,9 +15,9 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from model import Level, deep_cnn, embed
+from model import Layer, RandomFeatures, deep_cnn, predict
 from rhm import RHM
-from train_layerwise import Config, averages, predict, schedule, tally, train
+from train_layerwise import Config, averages, schedule, train
 
 # Network, V, m, L; always s = 2.
 JOBS = [("deep", 16, m, L) for L in (2, 3) for m in (2, 3, 4, 6, 8)]
@@ -44,7 +44,7 @@ def draw_grammars(V, m, s, L, count, **sampler):
 
 
 def series(covariance, correlation, lambda_W, eta, T):
-    """gradient_descent in one go, for the thousands of levels trained here.
+    """gradient_descent in one go, for the thousands of layers trained here.
 
     From W = 0, T steps are a geometric series: in the eigenbasis of E^[x x^T] each
     direction shrinks by its own factor (Lemma 15).  Losses: only the last, (1,).
@@ -76,17 +76,14 @@ def samples_needed(N, shares):
 def train_one_level(rhm, N, sigma, ridge=0.003, M=1024, seed=0):
     """A random-feature stand-in for Remark 8's shallow models; returns the network.
 
-    Its one level has the whole sentence as its patch.  sigma = L and ridge = 0.003 are
+    Its one layer has the whole sentence as its patch.  sigma = L and ridge = 0.003 are
     near the best of `python -m experiments.measurements one_level`.
     """
+    net, phi = deep_cnn(rhm.V), RandomFeatures(rhm.d * rhm.V, M, sigma, [seed, 2])
+    covariance, correlation, _ = averages(net, phi, rhm, N, [seed, 1], 1)
     lambda_W, eta, _ = schedule(rhm.V, rhm.m, ridge, Config.eps)
-    sentences, counts = tally(*rhm.sample(N, [seed, 1]), rhm.V)
-    net = deep_cnn(rhm.V)
-    h, shares = embed(net, sentences), counts / counts.sum()
-    level = Level(rhm.V, rhm.d, M, sigma, [seed, 2])
-    W, _ = series(*averages(level, h, shares), lambda_W, eta, T=50_000)
-    level.W.data.copy_(W)
-    return net.append(level)
+    W, _ = series(covariance, correlation, lambda_W, eta, T=50_000)
+    return net.append(Layer(rhm.d, phi, W))
 
 
 def measure(network, V, m, L, grammars):
@@ -101,7 +98,7 @@ def measure(network, V, m, L, grammars):
         for seed, rhm in rhms.items():
             if network == "deep":  # Config counts in units of s L V m m^l
                 config = Config(C=C / (2 * L), M=4 * V * m, seed=seed)
-                net, _ = train(rhm, config, descend=series)
+                net, _ = train(rhm, config, minimise=series)
             else:
                 net = train_one_level(rhm, N, sigma=L, seed=seed)
             shares.append(fresh_accuracy(net, rhm, seed))
@@ -160,11 +157,9 @@ def exponent(ms, logs):
 
 
 def print_exponents(curves):
-    """The power of m in N*, beside that of our rule, the heuristic and Section 4.2.
+    """The power of m in N*, and in theory: see the notebook for heuristic and L + 3.
 
-    Rule: N = C V m (m + ... + m^L) for a C that does not depend on m.  Heuristic: the
-    error sqrt(V m / N) of q^ is below the signal m^(-(L-1)/2).  L + 3: Section 4.2 with
-    the corrected Lemma 18, without logarithms, for a K_rho that does not grow with m.
+    Rule: N = C V m (m + ... + m^L) for a C that does not depend on m.
     """
     print("\nPower of m in N*: by regression, between neighbouring m, and in theory")
     print("   V   L  regression  neighbours  rule  heuristic  Section 4.2")
@@ -179,10 +174,9 @@ def print_exponents(curves):
 
 
 def plot(curves):
-    """Accuracy against N, N* against m; returns the matplotlib Figure.
+    """Accuracy against N, N* against m, for the V of the first curve; a Figure.
 
     Bars: +- 1 standard deviation over grammars; N* is their geometric mean.
-    Drawn is the V of the first curve.
     """
     V, styles = curves[0].V, {}
     curves = [curve for curve in curves if curve.V == V]
@@ -220,13 +214,9 @@ def plot(curves):
 
 def main(argv=None):
     """Measure and print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--grammars", type=int, default=10, help="of each size")
-    path = Path(__file__).with_suffix(".png")
-    parser.add_argument("--figure", type=Path, default=path, help="picture")
-    options = parser.parse_args(argv)
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     torch.set_num_threads(1)
-    sweep(options.figure, JOBS, options.grammars)
+    sweep(Path(__file__).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""The experiments, the README and Appendix C.
+"""What the programs print and draw, the experiments, Appendix C, and the README.
 
-All seeds are fixed.  A false alarm is the failure of a correct program for another
-seed.  Tolerances are at least six standard deviations of what fifteen or more other
-seeds gave: about 1e-6 per test.
+All seeds are fixed.
 """
 
 import importlib
@@ -19,17 +17,142 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 
+import train_layerwise as tl
 from experiments import backpropagation, measurements, sample_complexity, theorem_7
 from experiments import deep_quadratic as dq
 from experiments.sample_complexity import Curve, fresh_accuracy, train_one_level
 from rhm import RHM
-from train_layerwise import Config, gradient_descent, run, train
+from train_layerwise import Config, gradient_descent, plot, run, sample_size, train
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = "rhm", "model", "train_layerwise"
+
+# ---- What the programs print and draw ------------------------------------------------
+
+
+def test_the_picture_shows_the_run():
+    """The Figure that plot returns has the data under its titles and labels.  Panels of
+    another layer, or error and rho / 2 exchanged, would break it."""
+    rhm, levels = RHM.random(16, 4, 2, 4, 0), [4, 3, 2, 1]
+    net, stages = train(rhm, Config(C=2.5))
+    stages = [stage._replace(losses=np.arange(1, 4) * stage.level) for stage in stages]
+    errors = [np.array([0.1, 0.2, 0.9]) / l for l in levels]
+    figure = plot(net, rhm, stages, errors)
+    *matrices, _, losses, right = (ax for sub in figure.subfigs for ax in sub.axes)
+    for level, ax in zip(levels, matrices, strict=True):
+        assert ax.get_title() == f"outputs of layer {level}"
+        matrix, q = ax.images[0].get_array(), rhm.label_posterior(level)
+        apart = np.linalg.norm(q[:, None] - q, axis=2)
+        expected = np.kron(apart, np.ones((4, 4)))  # 4 synonyms of each symbol
+        assert matrix.max() == 1 and matrix[expected == 0].max() < 0.5
+        # With the q of another level at most 0.75:
+        assert np.corrcoef(matrix.ravel(), expected.ravel())[0, 1] > 0.85
+    lines = {line.get_label(): line.get_xydata().T.tolist() for line in losses.lines}
+    assert lines == {f"layer {l}": [[1, 2, 3], [l, 2 * l, 3 * l]] for l in levels}
+    lines = {line.get_label(): line.get_xydata().T.tolist() for line in right.lines}
+    assert lines == {
+        "rho / 2": [levels, [rhm.signal(l) / 2 for l in levels]],
+        "largest error": [levels, [0.9 / l for l in levels]],
+        "median error": [levels, [0.2 / l for l in levels]],
+    }
+    assert right.xaxis_inverted()  # layers in the order of training
+    assert losses.get_xscale() == right.get_yscale() == "log"
+    assert losses.get_xlabel() == "gradient step"
+    assert matrices[0].get_ylabel() == "16 symbols x 4 synonyms"
+    colors = [to_hex(line.get_color()) for line in right.lines]
+    assert colors == [to_hex(color) for color in ("C0", "C1", "C1")]
+
+
+def test_the_command_line_refuses_before_training(tmp_path, monkeypatch, capsys):
+    """Exit code 2 and one line below the usage; no file is left."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tl, "run", None)  # nothing is trained
+    (tmp_path / "folder.png").mkdir()
+    for options, says in (
+        ("--figure=new.txt", "error: figure must be a .png"),
+        ("--figure=new/a.png", "error: figure must be a .png"),
+        ("--figure=folder.png", "error: figure must be a .png"),
+        ("--fig=a.png", "error: unrecognized arguments"),
+        ("--m=5 --V=2", "error: sizes >= 1, V m <= V^s < 2^63"),
+        ("--M=0", "error: M must be above 0"),
+        ("--seed=-1", "error: seed must be 0 or more"),
+        ("--device=nowhere", "error: "),
+        ("--device=cuda:99", "error: "),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            tl.main(options.split())
+        *_, line = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and says in line
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_the_run_prints_sizes_warnings_table_and_both_parses(
+    tmp_path, monkeypatch, capsys
+):
+    """Sizes, settings, sampler and seed arrive.  The random streams of data, features,
+    three diagnoses and test are [seed, 1] to [seed, 4]; a shared one would break it."""
+
+    def drawn(seed):
+        return RHM.random(4, 3, 2, 3, seed, uniform_first_token=False)
+
+    seed = next(k for k in itertools.count(1) if drawn(k).assumption_6_failures())
+    rhm, streams, default_rng = drawn(seed), set(), np.random.default_rng
+
+    def record(seed):
+        if isinstance(seed, list):
+            streams.add(tuple(seed))
+        return default_rng(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", record)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    # A handful of samples: nothing is learned, and the two parses differ.
+    options = "--V=4 --m=3 --L=3 --C=0.01 --M=5 --sampler=cagnetta --figure=~/a.png"
+    tl.main([*options.split(), f"--seed={seed}"])
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    expected = (1,), (2,), (3, 3), (3, 2), (3, 1), (4,)
+    assert streams == {(seed, *stream) for stream in expected}
+    first, *lines = capsys.readouterr().out.splitlines()
+    N = [sample_size(rhm, 0.01, l) for l in (3, 2, 1)]
+    assert first.startswith(f"V=4 m=3 s=2 L=3, seed {seed}; kappa = {rhm.kappa:.4g}, ")
+    assert first.endswith(f"K_rho = {rhm.K_rho:.4g}; {sum(N)} training sentences")
+    warnings = rhm.assumption_6_failures()
+    warnings.append("fewer features (2M = 10) than patches (V m = 12)")
+    assert lines[: len(warnings)] == warnings
+    rows = [line.split() for line in lines[len(warnings) + 1 :][:3]]
+    for row, l, n in zip(rows, (3, 2, 1), N, strict=True):
+        assert row[:3] == [str(l), str(n), f"{rhm.signal(l) / 2:.4f}"]
+    trees = {"network": [], "grammar": [], "tokens": []}
+    for line in lines:
+        if line.startswith("level "):
+            _, l, name, *symbols = line.split()
+            trees[name].append([int(nu) for nu in symbols])
+            assert int(l) == (3 if name == "tokens" else len(trees[name]) - 1)
+    parsed = [symbols[0].tolist() for symbols in rhm.parse(np.array(trees["tokens"]))]
+    assert trees["grammar"] == parsed[:3] != trees["network"]
+
+
+def test_rhm_alone_shows_its_grammar_without_torch(tmp_path):
+    """rhm.py needs NumPy only.  `python rhm.py` prints the rules of every level, one
+    derivation, and q of every pair of synonyms."""
+    shutil.copy(ROOT / "rhm.py", tmp_path)
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    lines = python(tmp_path, "-W", "error", "rhm.py").splitlines()
+    rhm, tree = RHM.random(4, 2, 2, 3, np.random.default_rng(22)), []
+    for l in range(4):
+        [line] = [line for line in lines if line.startswith(f"  level {l}  ")]
+        tree.append([int(nu) for nu in line.split()[2:]])
+    assert [symbols[0].tolist() for symbols in rhm.parse(np.array(tree[3:]))] == tree
+    for l, rules in enumerate(rhm.rules):
+        [line] = [line for line in lines if line.startswith(f"  level {l} -> {l + 1}:")]
+        assert all(f"{nu} -> {a} | {b}" in line for nu, (a, b) in enumerate(rules))
+    for (a, b), q in zip(rhm.rules[1], rhm.label_posterior(2)):
+        assert f"  {a} or {b}:  q = {q}" in lines
+
 
 # ---- Appendix C: deep quadratic functions -------------------------------------------
 
@@ -142,7 +265,7 @@ def test_section_4_2_the_sweep_counts_all_sentences_where_assumption_6_holds(
     seen, rng, job = [], np.random.default_rng(0), ("deep", 2, 2, 2)
     really_train = sample_complexity.train
 
-    def fake_train(rhm, config, descend):
+    def fake_train(rhm, config, minimise):
         seen.append((rhm, config))
         return None, None
 
@@ -168,21 +291,21 @@ def test_section_4_2_the_sweep_counts_all_sentences_where_assumption_6_holds(
 
 def test_remark_8_a_network_of_one_level_sees_whole_sentences():
     """It learns a grammar of one level, with the sigma and the ridge it is given.  For
-    more levels its patch is the whole sentence.  Training and test sentences must come
-    from different streams."""
+    more levels its patch is the whole sentence.  Training and test sentences come from
+    different streams."""
     rhm, drawn = sample_complexity.draw_grammars(8, 2, 2, 1, 1).popitem()[1], []
     nets = [train_one_level(rhm, 2000, *x, M=99) for x in ((1,), (2,), (1, 1))]
     assert fresh_accuracy(nets[0], rhm, 0) == 1
     assert len({net[1].W.norm().item() for net in nets}) == 3
 
-    def sample(n, rng):
-        drawn.append((n, rng))
-        return RHM.random(8, 2, 2, 2, 0).sample(n, rng)
+    def sample(n, rng, level=1):
+        drawn.append(n)
+        return RHM.random(8, 2, 2, 2, 0).sample(n, rng, level)
 
-    sealed = SimpleNamespace(V=8, m=2, d=4, sample=sample)
+    sealed = SimpleNamespace(V=8, m=2, s=2, L=2, d=4, sample=sample)
     net = train_one_level(sealed, 100, 1, M=9, seed=7)
     fresh_accuracy(net, sealed, 7)
-    assert net[1].s == 4 and drawn == [(100, [7, 1]), (2000, [7, 4])]
+    assert net[1].s == 4 and drawn == [100, 2000]
 
 
 def test_backpropagation_counts_sentences_until_fresh_ones_are_right(monkeypatch):
@@ -238,10 +361,13 @@ def test_the_notebook_measures_what_the_run_prints(capsys):
     rhm, config = RHM.random(8, 2, 2, 2, 0), Config(C=0.125, seed=3)
     _, stages, all_errors = run(rhm, config)
     printed, measured = capsys.readouterr().out, measurements.evaluate(rhm, config)
-    errors, nearest = measured.errors, measured.nearest[1]
-    assert f"{np.median(errors):8.4f} {errors.max():8.4f} {nearest:7.2f}%\n" in printed
+    errors, found = measured.errors, measured.found[1]
+    assert f"{np.median(errors):13.4f} {errors.max():14.4f} {found:7.2f}%\n" in printed
     assert f"{measured.percent:.2f}% of 10000 fresh sentences right" in printed
     assert f" {measured.N} training sentences" in printed
+    halves = [rhm.signal(1) / 2, rhm.signal(2) / 2]
+    below = max(all_errors[0]) < halves[1] and max(errors) < halves[0]
+    assert measured.below == below
     assert [stage.level for stage in stages] == [2, 1]
     assert np.array_equal(all_errors[1], errors)
     _, more = train(measurements.MoreSamples(rhm, (2,)), config)
@@ -287,26 +413,17 @@ def test_the_readme_shows_what_the_three_modules_print_alone(tmp_path):
         assert any(alike(part, window) for window in windows)
 
 
-def test_rhm_alone_shows_its_grammar_without_torch(tmp_path):
-    """rhm.py needs NumPy only.  `python rhm.py` prints the rules of every level, and q
-    of every pair of synonyms.  An import of torch or another grammar would break it."""
-    shutil.copy(ROOT / "rhm.py", tmp_path)
-    (tmp_path / "torch.py").write_text("raise ImportError")
-    lines = python(tmp_path, "-W", "error", "rhm.py").splitlines()
-    rhm = RHM.random(4, 2, 2, 3, np.random.default_rng(22))
-    for l, rules in enumerate(rhm.rules):
-        [line] = [line for line in lines if line.startswith(f"  level {l} -> {l + 1}:")]
-        assert all(f"{nu} -> {a} | {b}" in line for nu, (a, b) in enumerate(rules))
-    for (a, b), q in zip(rhm.rules[1], rhm.label_posterior(2)):
-        assert f"  {a} or {b}:  q = {q}" in lines
-
-
-def test_the_readme_code_runs_as_it_stands(tmp_path):
-    """The block of use runs in another folder, with the modules on the path.  Its first
-    line is an accuracy of 1.0.  A renamed function or a new argument would break it."""
-    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    out = python(tmp_path, "-c", block, PYTHONPATH=str(ROOT))
-    assert out.startswith("1.0\n")
+def test_the_readme_code_prints_what_stands_there(tmp_path):
+    """The blocks of code run in another folder, with the modules on the path.  What
+    they print is the block after the first one, and in comments of the others."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    out = [python(tmp_path, "-c", block, PYTHONPATH=str(ROOT)) for block in blocks]
+    [shown] = re.findall(r"\nprints\n\n```\n(\[\[.*?)```", README, re.DOTALL)
+    shown, printed = (words_and_numbers([text])[1] for text in (shown, out[0]))
+    assert shown == pytest.approx(printed, abs=0.02) and len(shown) == 19
+    assert "\nTrue\n" in out[1] and "# True\n" in blocks[1]
+    share = re.search(r"features=Phases\)  # (\S+%) right", blocks[2])[1]
+    assert f"{share} of 10000 fresh sentences right" in out[2] and len(out) == 3
 
 
 def test_the_readme_names_functions_and_tests_that_exist():
@@ -342,39 +459,38 @@ def test_the_readme_names_functions_and_tests_that_exist():
             assert word.lower() in tests.lower(), word
 
 
-def test_the_readme_has_the_floors_of_the_losses_and_the_numbers_of_the_proof():
-    """Floors are (1 - E||q||^2) / 2, and the default grammar has uniform first symbols.
-    What the proof asks of level 4 is given by its power of ten.  A number of another
-    grammar or level would break it."""
+def test_the_readme_has_the_numbers_of_the_default_grammar_and_of_the_proof():
+    """The lowest possible losses are (1 - E||q||^2) / 2, with uniform first symbols.
+    What the proof asks of level 4 is given by its power of ten."""
     rhm = RHM.random(16, 4, 2, 4, 0)
     q = [rhm.label_posterior(level) for level in (4, 3, 2, 1)]
     floors = [f"{(1 - (q_l**2).sum(1).mean()) / 2:.3g}" for q_l in q]
     text = " ".join(README.split())
-    assert f"(1 - E||q||^2) / 2 = {', '.join(floors)} at levels 4 to 1" in text
+    assert f"lowest possible ones, {', '.join(floors)}, since" in text
     asked = theorem_7.proof_constants(rhm)[4]
     N, M = (math.floor(math.log10(number)) for number in (asked.N, asked.M))
-    assert f"10^{N} samples and 10^{M} frequencies" in text
+    assert f"10^{M} frequencies" in text and f"10^{N} samples" in text
+    assert f"{16 * 4 ** (1 + 2 + 4 + 8):.1e}".replace("+", "") in text  # sentences
     assert all(RHM.random(16, 4, 2, 4, seed).K_rho == 0 for seed in (6, 9))
 
 
 def test_the_readme_names_files_options_headings_and_functions_that_exist():
     """Files, modules, options of the program, headings of the notebook, functions of
-    the exercises and of the notation.  Each is looked up where it should stand.  One
-    that was renamed or removed would break it."""
+    the exercises.  Each is looked up where it should stand."""
     source = "".join((ROOT / f"{name}.py").read_text() for name in MODULES)
     for name in re.findall(r"`([\w/]+\.py)\b", README):
         assert (ROOT / name).is_file(), name
     for name in re.findall(r"python -m experiments\.(\w+)", README):
         assert (ROOT / "experiments" / f"{name}.py").is_file(), name
+    options = python(ROOT, "train_layerwise.py", "--help")
     for option in re.findall(r"`[^`\n]*--(\w+)", README):
-        assert f'("{option}", ' in source or option == "help", option
+        assert f"--{option} " in options or option == "help", option
     notebook = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.*)$", notebook, re.MULTILINE)
     anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
     for anchor in re.findall(r"README\.md#([\w-]+)", README):
         assert anchor in anchors, anchor
-    called = r"(?:In|Let|gradient of) `(\w+)`|`(\w+)\(\w.*?\)` \|"
-    functions = re.findall(called, README)
-    assert len(functions) > 6
-    for name in map("".join, functions):
-        assert f"def {name}(" in source, name
+    edited = re.findall(r"In (?:the last step of )?`(\w+)`", README)
+    assert len(edited) == 5  # Phases stands in the README itself
+    for name in edited:
+        assert re.search(rf"(def|class) {name}\(", source + README), name
