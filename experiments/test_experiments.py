@@ -416,7 +416,7 @@ def test_the_readme_shows_what_the_three_modules_print_alone(tmp_path):
 def test_the_readme_code_prints_what_stands_there(tmp_path):
     """The blocks of code run in another folder, with the modules on the path.  What
     they print is the block after the first one, and in comments of the others."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)
     out = [python(tmp_path, "-c", block, PYTHONPATH=str(ROOT)) for block in blocks]
     [shown] = re.findall(r"\nprints\n\n```\n(\[\[.*?)```", README, re.DOTALL)
     shown, printed = (words_and_numbers([text])[1] for text in (shown, out[0]))
