@@ -466,10 +466,10 @@ def test_the_readme_has_the_numbers_of_the_default_grammar_and_of_the_proof():
     q = [rhm.label_posterior(level) for level in (4, 3, 2, 1)]
     floors = [f"{(1 - (q_l**2).sum(1).mean()) / 2:.3g}" for q_l in q]
     text = " ".join(README.split())
-    assert f"lowest possible ones, {', '.join(floors)}, since" in text
+    assert f"lowest possible ones, {', '.join(floors)}. " in text
     asked = theorem_7.proof_constants(rhm)[4]
     N, M = (math.floor(math.log10(number)) for number in (asked.N, asked.M))
-    assert f"10^{M} frequencies" in text and f"10^{N} samples" in text
+    assert f"10^{M} random frequencies" in text and f"10^{N} samples" in text
     assert f"{16 * 4 ** (1 + 2 + 4 + 8):.1e}".replace("+", "") in text  # sentences
     assert all(RHM.random(16, 4, 2, 4, seed).K_rho == 0 for seed in (6, 9))
 
@@ -491,6 +491,6 @@ def test_the_readme_names_files_options_headings_and_functions_that_exist():
     for anchor in re.findall(r"README\.md#([\w-]+)", README):
         assert anchor in anchors, anchor
     edited = re.findall(r"In (?:the last step of )?`(\w+)`", README)
-    assert len(edited) == 5  # Phases stands in the README itself
+    assert len(edited) == 5  # Phases is in the README itself
     for name in edited:
         assert re.search(rf"(def|class) {name}\(", source + README), name
