@@ -150,7 +150,7 @@ def sample_size(rhm, C, l):
 
 
 BLOCK = 2**20  # sentences drawn at a time, so that memory does not grow with N
-NUMBERS = 2**24  # tokens, or counts of labels, in such a block
+NUMBERS = 2**24  # tokens and their hashes, or counts of labels, in such a block
 
 
 @torch.no_grad()
@@ -167,7 +167,7 @@ def averages(net, phi, rhm, N, rng, l):
     """
     rng = np.random.default_rng(rng)  # a seed would draw the same block every time
     V, width = rhm.V, rhm.s ** (rhm.L - l + 1)
-    block = max(1, min(BLOCK, NUMBERS // max(width, V)))
+    block = max(1, min(BLOCK, NUMBERS // max(2 * width, V)))
     covariance, correlation, total = 0, 0, 0
     for start in range(0, N, block):
         tokens, labels = draw(rhm, min(block, N - start), rng, l)

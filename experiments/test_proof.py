@@ -18,7 +18,7 @@ from experiments import theorem_7
 from experiments.theorem_7 import dual_descent, literal_run, overlap_and_spread
 from model import RandomFeatures
 from rhm import RHM
-from train_layerwise import Config, gradient_descent
+from train_layerwise import Config, gradient_descent, schedule
 
 torch.set_num_threads(1)  # two threads stall beside a busy program
 
@@ -211,6 +211,8 @@ def test_theorem_7_the_tables_compare_what_is_asked_with_what_is_found(stages):
         assert (a.inside, a.between) == (2 * a.eps, rho - 2 * a.eps)
         assert 0 < f.inside <= 2 * f.eps + 1e-6  # float32
         assert rho - 2 * f.eps - 1e-6 <= f.between <= rho
+        assert f.T == schedule(8, 2, Config.ridge, Config.eps)[2]
+    assert found[2].sigma == pytest.approx(math.sqrt(7 / 16), rel=0.02)  # one-hot
     assert found[2].eps_S == 0 < asked[1].eps_S < found[1].eps_S
     _, _, samples, width, *_ = theorem_7.table(asked, found)  # level 2, level 1
     assert samples.endswith(" | 1,280, 640") and width.endswith(" | 64")
