@@ -1,8 +1,8 @@
 """The paper again, as tests: each is a claim, named after its place in the paper.
 
-A first reading of one hour: the worked example, Theorem 7, Principle 2, Equations 2, 3
-and 4, Lemmas 15 and 18, Section 4.2.  `pytest -k lemma_15_` runs what is about Lemma
-15; the underscore at the end keeps Equation 11 out of `-k equation_1_`.
+A first reading of about an hour: the worked example, Theorem 7, Principle 2 (i) and
+(iii), Equations 2 and 4, Lemma 15, Section 4.2.  `pytest -k lemma_15_` runs what is
+about Lemma 15; the last underscore keeps Equation 11 out of `-k equation_1_`.
 
 Numbers are those of the COLT version, P is |P_l| = V m.  Seeds are fixed.  The last
 section is about this code and no claim of the paper.  The proof with its own constants,
@@ -117,7 +117,7 @@ def test_a_worked_example_one_patch_from_its_law_to_the_label():
     q = np.array([[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]])
     assert np.array_equal(rhm.label_posterior(2), q)
     assert rhm.signal(2) == pytest.approx(0.5**0.5)  # = rho, and sqrt 2 at level 1
-    net, _ = train(rhm, Config(C=250))
+    net, _ = train(rhm, Config(C=250))  # 0.1 at every entry needs more samples
     first = predict(net[:2], [[0, 2], [1, 1], [0, 0], [2, 2]])[:, 0]
     assert np.abs(first - q[[0, 0, 1, 2]]).max() < 0.1
     sentence = np.array([[0, 2, 0, 0]])
@@ -180,7 +180,7 @@ def test_equation_1_equation_2_the_network_is_a_strided_convolution():
 class TensorProduct(nn.Module):
     """Construction 1: all products of two one-hot embeddings.  They are orthonormal."""
 
-    def __init__(self, dim, M, sigma, rng):
+    def __init__(self, *_):
         super().__init__()
 
     def forward(self, h):
@@ -188,26 +188,26 @@ class TensorProduct(nn.Module):
         return (a[..., :, None] * b[..., None, :]).flatten(-2)  # (..., V^2)
 
 
-def test_equation_2_the_division_takes_away_what_the_ridge_does_to_rare_patches():
+def test_equation_2_lemma_14_the_division_undoes_what_the_ridge_does():
     """With orthonormal x, W x is q^ times p^ / (p^ + lambda_W) (Lemma 14): a rare patch
     is shrunk more than its frequent synonym.  Dividing by the sum of the entries takes
     the factor away, and the outputs of synonyms agree."""
     uneven = Sampler(TINY)
 
-    def sample(n, rng, level):  # of each second rule one time in nine is kept
+    def sample(n, rng, level):  # each second rule is kept one time in nine
         tokens, labels = TINY.sample(n, rng, level)
         second = (tokens[:, None] == TINY.rules[-1, :, 1]).all(2).any(1)
         keep = ~second | (rng.random(n) < 1 / 9)
         return tokens[keep], labels[keep]
 
     uneven.sample = sample
-    phi = TensorProduct(8, None, None, None)
+    phi = TensorProduct()
     covariance, correlation, _ = averages(deep_cnn(4), phi, uneven, 40_000, 0, l=3)
     lambda_W, eta, T = schedule(4, 2, ridge=1, eps=1e-4)
     W, _ = gradient_descent(covariance, correlation, lambda_W, eta, T)
     patches = TINY.rules[-1].reshape(-1, 2)  # (8, 2), the synonyms of a symbol together
     x = phi(torch.eye(4)[patches].flatten(1))
-    p = (x @ covariance.diagonal()).numpy()
+    p = (x @ covariance.diagonal()).numpy()  # x is one-hot: p^ is on the diagonal
     factor = (x @ W.T).sum(1).numpy()
     assert factor == pytest.approx(p / (p + lambda_W), rel=1e-3)
     assert (factor[::2] > 2 * factor[1::2]).all()  # frequent and rare synonyms
@@ -251,8 +251,8 @@ def test_equation_3_averages_and_descent_follow_every_sample(monkeypatch):
 
 def sum_grammar(*kept, V=8, seed=0):
     """A grammar of all V^2 pairs (m = V, s = 2).  Symbol nu generates the pairs (a, b)
-    with table[a, b] = nu, which is a + b mod V in the first kept[l] rows of the table
-    of level l, and shuffled in the others."""
+    with table[a, b] = nu.  This is a + b mod V in the first kept[l] rows a of the table
+    of level l; the rest is shuffled."""
     rng, rules = np.random.default_rng(seed), []
     for k in kept:
         table = np.add.outer(range(V), range(V)) % V
@@ -275,13 +275,15 @@ def test_principle_2_ii_no_clean_signal_then_noise():
     """No grammar breaks (ii), since Eq. (8) holds for all; a learner can.  With a tiny
     sigma two strings of one patch get nearly orthogonal x.  Then each string is learned
     by itself, from a few samples whose labels also depend on the rest of the sentence.
-    Layer 3 reads exact tokens and is right; layer 2 learns noise, and the labels are
-    little better than chance."""
-    rhm = grammar(8, 4, 3, 3)
+    Layer 3 reads exact tokens and is right; layer 2 learns that noise, which ten times
+    the samples average out."""
+    rhm, found = grammar(8, 4, 3, 3), {}
     assert learn(rhm, C=2.5)[1] > 0.999
-    net, share = learn(rhm, C=2.5, sigma_ratio=0.02)
-    found = {l: diagnose(net, rhm, l, 2)[1] for l in (3, 2)}
-    assert found[3] == 1 and found[2] < 0.5 and share < 0.3
+    for C in 2.5, 25:
+        net, _ = learn(rhm, C=C, sigma_ratio=0.02)
+        found[C] = [diagnose(net, rhm, l, 2)[1] for l in (3, 2)]
+    assert found[2.5][0] == found[25][0] == 1 and found[2.5][1] < 0.5
+    assert found[25][1] > 0.8
 
 
 def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge():
@@ -296,7 +298,7 @@ def test_principle_2_iii_not_identifiable_then_exactly_those_two_symbols_merge()
     tree = twins.sample_tree(10_000, 2, level=2)
     outputs = read(net, twins, 2, tree[-1])[0][:, 0]
     means = np.array([outputs[tree[1][:, 0] == nu].mean(0) for nu in range(8)])
-    closest_others = pairwise(q[1:])[np.triu_indices(7, 1)].min()
+    closest_others = pairwise(q[1:])[np.triu_indices(7, 1)].min()  # 1 has the q of 0
     merged = np.triu(pairwise(means) < closest_others / 2, 1)
     assert np.argwhere(merged).tolist() == [[0, 1]]
     assert share < 0.9
@@ -321,8 +323,6 @@ def test_definition_4_random_grammars_are_uniform_and_have_one_parse(V, m, s, L)
         for rules in rhm.rules:
             if uniform:
                 assert (np.bincount(rules[..., 0].ravel(), minlength=V) == m).all()
-            else:  # patches of all numbers, not the first V m
-                assert rules[..., 0].max() >= V // 2
         tree = rhm.sample_tree(n, 1)
         for recovered, drawn in zip(rhm.parse(tree[-1]), tree, strict=True):
             assert np.array_equal(recovered, drawn)
@@ -426,15 +426,17 @@ def test_section_2_3_any_optimiser_and_other_features():
 
     def closed_form(covariance, correlation, lambda_W, eta, T):
         assert torch.is_grad_enabled()  # an optimiser may use autograd
-        assert (lambda_W, eta, T) == schedule(4, 2, Config.ridge, Config.eps)
+        assert (lambda_W, eta, T) == schedule(4, 2, 0.02, 0.05)
+        assert covariance.shape == (128, 128) and correlation.shape == (4, 128)
         A = covariance + lambda_W * torch.eye(len(covariance))
         W = torch.linalg.solve(A, correlation, left=False).requires_grad_()
         lowest.append(0.5 - 0.5 * (W * correlation).sum().item())
         return W, [1.0, lowest[-1]]  # a list or an array will do
 
-    net, _ = train(TINY, Config(M=64), minimise=closed_form)
+    config = Config(M=64, ridge=0.02, eps=0.05)
+    net, _ = train(TINY, config, minimise=closed_form)
     assert accuracy(net, TINY, 2000, 1) == 1
-    _, stages = train(TINY, Config(M=64))
+    _, stages = train(TINY, config)
     # At level 3 samples and features are the same as above:
     assert lowest[0] <= stages[0].losses[-1] < lowest[0] + 1e-3
     one_level = grammar(8, 4, 2, 1)
@@ -448,8 +450,7 @@ def test_section_2_3_any_optimiser_and_other_features():
 def oracle(rhm, target, M=16_384):
     """W = sum of target(l) x_mu^T over all patches at each level.
 
-    sigma is the distance of two tokens times Lemma 10's factor for overlaps of 0.01,
-    which is half of the printed one.
+    sigma is half of Lemma 10's printed one, for eps_O = 0.01.
     """
     rng, net, tokens = np.random.default_rng(0), deep_cnn(rhm.V), torch.eye(rhm.V)
     for l in range(rhm.L, 0, -1):
@@ -480,12 +481,11 @@ def test_construction_1_construction_2_construction_3_oracle_weights():
 
 def test_assumption_6_failures_name_the_level_and_the_symbols():
     """(b) fails by two symbols of equal posterior, (a) by a symbol that is never first.
-    One flat posterior alone breaks nothing.  Posteriors are quotients of whole numbers:
-    so equal ones have distance 0, not 1e-17."""
+    One flat posterior alone breaks nothing."""
     merged = RHM([[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]] * 2)
     [line] = merged.assumption_6_failures()
     assert "6(b) fails at level 2: K_rho = 0, symbols [0, 1] of level 1" in line
-    assert RHM.random(3, 3, 2, 5, 9).signal(4) == 0
+    assert RHM.random(3, 3, 2, 5, 9).signal(4) == 0  # not 1e-17
     [line] = NEVER.assumption_6_failures()
     assert "6(a) fails at level 2: kappa = inf, symbols [1] of level 1" in line
     assert NEVER.kappa == NEVER.signal(2) == math.inf
@@ -514,7 +514,7 @@ def test_lemma_10_sigma_is_in_proportion_to_the_distances_of_tokens(usual):
 def ridge_regression(V, m):
     """Averages of orthonormal x, and the minimiser W_* at lambda_W = 1/P, P = V m."""
     P, rng = V * m, np.random.default_rng(0)
-    # Orthonormal x of 33 strings, a frequent one and 32 rare ones, or a single one:
+    # Orthonormal x of 33 strings with any p (no grammar has these), or of a single one:
     p = torch.tensor([1.0] if P == 1 else [0.7] + 32 * [0.3 / 32]).double()
     x = torch.linalg.qr(torch.tensor(rng.standard_normal((len(p), len(p)))))[0]
     e = torch.eye(V).double()[torch.arange(len(p)) % V]
@@ -525,9 +525,8 @@ def ridge_regression(V, m):
 
 @pytest.mark.parametrize("V, m", [(1, 1), (2, 2)])
 def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
-    """||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P, at the step that
-    schedule chooses: it shrinks every direction of curvature lambda_W to 1 + lambda_W.
-    Half of that step is too slow, and the double is too long."""
+    """||W_t - W_*|| <= exp(-t/P) ||W_*|| for all t, and ||W_*|| <= P.  The step that
+    schedule chooses shrinks every direction of curvature lambda_W to 1 + lambda_W."""
     P = V * m
     covariance, correlation, W_star = ridge_regression(V, m)
     lambda_W, eta, T = schedule(V, m, ridge=1.0, eps=0.01)
@@ -539,8 +538,8 @@ def test_lemma_15_gradient_descent_contracts_at_every_step(V, m):
 
 def test_lemma_15_half_of_the_step_is_too_slow_and_the_double_is_too_long():
     """The bound is sharp enough to see it: rare patches move slowly along their x, and
-    a frequent one swings along its own.  The printed step, 2 / (1 + lambda_W), is
-    between and passes where no patch is alone."""
+    a frequent one swings along its own.  The printed step, 2 / (1 + lambda_W), lies
+    between, and passes here."""
     covariance, correlation, W_star = ridge_regression(2, 2)
     lambda_W, eta, T = schedule(2, 2, ridge=1.0, eps=0.01)
     for step in eta / 2, eta, 2 / (1 + lambda_W), 2 * eta:
@@ -564,19 +563,20 @@ def test_lemma_17_the_number_of_steps():
         steps = 8 * math.log(100 * 8 * kappa * 4**0.5 / 0.01)
         assert schedule(4, 2, 1.0, 0.01, kappa)[2] == math.ceil(steps)
         assert schedule(4, 2, 0.01, 0.01, kappa)[2] == math.ceil(steps)
+    assert schedule(4, 2, 0.01, 0.01) == schedule(4, 2, 0.01, 0.01, kappa=1)
     assert schedule(16, 4, 0.01, eps=1e8)[2] == 1
 
 
 def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
     """With orthonormal x the averages are p^ and p^ q^.  Only N / P samples show a
     patch, so the mean square of ||q^ - q|| is P (1 - ||q||^2) / N.  Most patches miss
-    the printed bound, which has lost that P.  With u = P log(4P/delta) / N (kappa = 1),
-    (8 u)^(1/2) is a bound of ||q^ - q||, and p^ lies between p (1 - (2 u)^(1/2)) and
-    p (1 + (3 u)^(1/2))."""
+    the printed bound, (2 u / P)^(1/2), which has lost that P; (8 u)^(1/2) is a bound,
+    and p^ lies between p (1 - (2 u)^(1/2)) and p (1 + (3 u)^(1/2)).  Here u is
+    P log(4P/delta) / N, for kappa = 1."""
     P, N, rng = 64, 20_000, np.random.default_rng(1)
     u = P * math.log(4 * P / 1e-8) / N  # false alarm: 40 delta = 4e-7
     ratios, missed = [], []
-    phi, patches = TensorProduct(32, None, None, None), USUAL.rules[-1].reshape(-1, 2)
+    phi, patches = TensorProduct(), USUAL.rules[-1].reshape(-1, 2)
     x = phi(torch.eye(16)[patches].flatten(1))  # (P, 256), orthonormal
     q = USUAL.label_posterior(4).repeat(4, axis=0)  # (P, 16), of each patch
     for _ in range(40):
@@ -584,7 +584,7 @@ def test_lemma_18_a_posterior_averages_the_samples_of_its_patch_only():
         p_hat = (x @ covariance.diagonal()).numpy()
         q_hat = (x @ correlation.T).numpy() / p_hat[:, None]
         error = np.linalg.norm(q_hat - q, axis=1)
-        assert p_hat.sum() == pytest.approx(1) and error.max() <= math.sqrt(8 * u)
+        assert error.max() <= math.sqrt(8 * u)
         deviation = (p_hat * P - 1) / math.sqrt(u)
         assert -math.sqrt(2) <= deviation.min() and deviation.max() <= math.sqrt(3)
         missed.append(error > math.sqrt(2 * u / P))
@@ -611,26 +611,28 @@ def test_section_4_2_geometric_samples_leave_every_level_its_own_sampling_noise(
 
 
 def test_a_seed_gives_the_same_weights_also_when_one_looks_on():
-    """The same bit for bit: a measurement does not draw from the training stream."""
-    rhm = grammar(8, 2, 2, 3)
+    """The same bit for bit: a measurement does not draw from the training streams.
+    Another seed gives other samples and other features."""
+    rhm, runs = grammar(8, 2, 2, 3), []
 
     def look(net, stage):
         diagnose(net, rhm, stage.level, 0)
 
-    alone, watched, other = (
-        train(rhm, Config(M=64, seed=seed), report)[0][-1].W
-        for seed, report in ((0, None), (0, look), (1, None))
-    )
-    assert torch.equal(alone, watched) and not torch.equal(alone, other)
+    for seed, report in (0, None), (0, look), (1, None):
+        own = Sampler(rhm)
+        net, _ = train(own, Config(M=64, seed=seed), report)
+        runs.append((own.drawn[0][1], net[1].phi.omega.numpy(), net[3].W.detach()))
+    for alone, watched, other in zip(*runs):
+        assert np.array_equal(alone, watched) and not np.array_equal(alone, other)
 
 
-@pytest.mark.parametrize("shape", [(200, 4), (50, 3, 2), (30, 1), (0, 3)])
+@pytest.mark.parametrize("shape", [(200, 4), (50, 3, 2)])
 def test_distinct_finds_the_different_rows(shape):
     """As torch.unique, in another order.  Two rows that share a hash are refused."""
     rows = torch.from_numpy(np.random.default_rng(0).integers(3, size=shape)) * 2**40
     different, number = distinct(rows)
-    expected = rows.flatten(0, -2).unique(dim=0) if len(rows) else rows
-    assert torch.equal(different[number], rows) and len(different) == len(expected)
+    assert torch.equal(different[number], rows)
+    assert len(different) == len(rows.flatten(0, -2).unique(dim=0))
     with pytest.raises(ArithmeticError, match="two different rows have the same hash"):
         distinct(torch.tensor([[0, 0], [-(2**63), -(2**63)]]))
 
@@ -709,7 +711,6 @@ REFUSED = {  # what would give a wrong number, and a piece of the one line that 
     "s^L": (lambda: RHM.random(2, 1, 2, 32, 0), r"s\^L <= 2\^31 .* L = 32"),
     "level 0": (lambda: TINY.signal(0), "level must be in 1..3, got 0"),
     "level -1": (lambda: TINY.ways(-1), "level must be in 0..3, got -1"),
-    "level 4": (lambda: TINY.sample_tree(1, 0, 4), "level must be in 1..3, got 4"),
     "length": (lambda: TINY.parse(SENTENCES[:, :4]), r"tokens must be \(n, 8\)"),
     "no rule": (lambda: NEVER.parse([[0, 1, 1, 0]]), r"the level-2 patch \(1, 0\)"),
     "token": (lambda: embed(NET, torch.full((2, 8), -1)), r"0..3, .*, \[-1, -1, -1\]"),
