@@ -11,7 +11,7 @@ r"""The random hierarchy model: a grammar whose sentences are classified by thei
 A label is replaced by a patch of s symbols, each of them by a patch of s symbols of the
 next level, and so on, L times: here s = 2 and L = 3.  The symbols of level L are the
 d = s^L tokens of the sentence.  Every level has its own V symbols 0..V-1.  Every symbol
-has m rules, the patches that may replace it: they are synonyms.
+above level L has m rules, the patches that may replace it: they are synonyms.
 
     symbol nu of level l     at level 0 the label zeta, at level L a token
     level-l patch mu         s neighbours of level l, made from one symbol of level l-1
@@ -156,7 +156,7 @@ class RHM:
     # ---- The exact label posterior q, and what Assumption 6 asks of it ---------------
 
     def ways(self, l):
-        """How many choices of rules lead from label zeta to nu, first of level l.
+        """Number of leftmost paths of rules from label zeta to symbol nu of level l.
 
         (V, V), rows zeta, columns nu, for l = 0..L.  Each column divided by its sum is
         P[label | first symbol is nu], by Bayes' rule.
@@ -166,7 +166,7 @@ class RHM:
         for rules in self.rules[:l]:
             # Entry (nu, a): how many of the m rules of nu begin with symbol a.
             ways = ways @ np.eye(self.V)[rules[:, :, 0]].sum(1)
-        return ways  # whole numbers, so that equal posteriors are equal floats
+        return ways  # exact integers: equal ratios of them round to equal floats
 
     def label_posterior(self, level):
         """q_mu^(level), Eq. (4): P[label | the first level-`level` patch is mu].
@@ -196,7 +196,8 @@ class RHM:
         Assumption 6(a), for all l and mu; inf when some patch is never first.
         """
         # Symbol nu of level l is first in ways(l).sum(0)[nu] of V m^l ways, and each of
-        # its m patches follows with probability 1/m.  So V m P[first patch is mu] is:
+        # its m patches follows with probability 1/m.  So V m P[first level-(l+1) patch
+        # is mu] is:
         rarest = min(self.ways(l).sum(0).min() / self.m**l for l in range(self.L))
         return float(1 / rarest) if rarest > 0 else math.inf
 

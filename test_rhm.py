@@ -486,6 +486,8 @@ def test_assumption_6_failures_name_the_level_and_the_symbols():
     [line] = merged.assumption_6_failures()
     assert "6(b) fails at level 2: K_rho = 0, symbols [0, 1] of level 1" in line
     assert RHM.random(3, 3, 2, 5, 9).signal(4) == 0  # not 1e-17
+    [line] = RHM.random(16, 4, 2, 4, 6).assumption_6_failures()
+    assert "symbols [7, 12] of level 1 have the same q" in line
     [line] = NEVER.assumption_6_failures()
     assert "6(a) fails at level 2: kappa = inf, symbols [1] of level 1" in line
     assert NEVER.kappa == NEVER.signal(2) == math.inf

@@ -70,7 +70,8 @@ def train(rhm, config, report=None, *, features=RandomFeatures, minimise=None):
         sentences at every call, as RHM.sample does; rng is a Generator.
     report(net, stage): called after each layer.
     features(dim, M, sigma, rng): a torch module (..., dim) -> (..., K), dim = s V, with
-        ||x|| <= 1 (for eta), nearly equal within sigma and nearly orthogonal beyond.
+        ||x|| <= 1 (for eta).  The x of inputs much closer than sigma should be nearly
+        equal, those of inputs several sigma apart nearly orthogonal.
     minimise(covariance, correlation, lambda_W, eta, T): in place of gradient_descent.
     ValueError for wrong samples and for a wrong W.
     torch.set_num_threads(1) is faster, and far faster beside a busy program.
@@ -84,7 +85,7 @@ def train(rhm, config, report=None, *, features=RandomFeatures, minimise=None):
     for l in range(L, 0, -1):
         sigma = config.sigma_ratio * typical_distance(net, rhm, data_rng, l)
         phi = features(s * V, config.M, sigma, feature_rng).to(config.device)
-        N = sample_size(rhm, config.C, l)
+        N = sample_size(rhm, config.C, l)  # a sampler may bring fewer
         covariance, correlation, N = averages(net, phi, rhm, N, data_rng, l)
         W, losses = minimise(covariance, correlation, lambda_W, eta, T)
         W, losses = checked(W, losses, correlation, l)
@@ -106,7 +107,8 @@ def schedule(V, m, ridge, eps, kappa=1):
     lambda_W = ridge / P
     # The curvatures of Eq. (3) lie in [lambda_W, 1 + lambda_W], since ||x|| <= 1.  If
     # no more is known, the best constant step is 2 / (smallest + largest).  Lemma 15
-    # prints 2 / (1 + lambda_W): along a curvature of 1 + lambda_W, W would only swing.
+    # prints 2 / (1 + lambda_W): along a curvature of 1 + lambda_W the error would only
+    # change its sign.
     eta = 2 / (1 + 2 * lambda_W)
     # Lemma 17's, for ridge = 1 and errors of eps; a learner does not know kappa.  With
     # a smaller ridge the flattest directions of Eq. (3) stay unfinished.
